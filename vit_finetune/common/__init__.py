@@ -1,0 +1,1 @@
+"""What every room may use: errors, files, seeds, preprocessing. Standard library and numpy only."""

@@ -1,0 +1,25 @@
+"""The errors a user meets: one class per exit code.
+
+A message is one line (or a short list) that says what is wrong, what was got, what is allowed
+and what to do. The command line prints it without a traceback and exits with `exit_code`.
+"""
+
+from __future__ import annotations
+
+
+class VitFinetuneError(Exception):
+    """Base of every error that is meant for the user rather than for us."""
+
+    exit_code = 1
+
+
+class WorkError(VitFinetuneError, RuntimeError):
+    """The request was fine but the work failed: a full disk, a non-finite loss, no network."""
+
+    exit_code = 1
+
+
+class RequestError(VitFinetuneError, ValueError):
+    """The request was wrong: a missing folder, an unknown name, a file that is not what it claims."""
+
+    exit_code = 2
