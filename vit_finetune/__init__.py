@@ -1,0 +1,100 @@
+"""From any pretrained ViT checkpoint to a classifier for your own images.
+
+This is the whole public API. Names are fetched from their rooms when they are first used (PEP 562), so that
+importing the package costs milliseconds and imports neither torch nor timm.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vit_finetune.common.preprocess import PreprocessSpec
+    from vit_finetune.config import Config
+    from vit_finetune.data import load_splits
+    from vit_finetune.export import export_model_folder
+    from vit_finetune.finetune import RunResult, finetune
+    from vit_finetune.models import (
+        VisionTransformer,
+        ViTConfig,
+        attention_maps,
+        create_model,
+        list_models,
+        replace_head,
+    )
+    from vit_finetune.predict import EvalResult, Predictions, Predictor, evaluate
+    from vit_finetune.weights import LoadReport, detect_format, from_pretrained, inspect_checkpoint, load_pretrained
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Config",
+    "EvalResult",
+    "LoadReport",
+    "Predictions",
+    "Predictor",
+    "PreprocessSpec",
+    "RunResult",
+    "ViTConfig",
+    "VisionTransformer",
+    "attention_maps",
+    "create_model",
+    "detect_format",
+    "evaluate",
+    "export_model_folder",
+    "finetune",
+    "from_pretrained",
+    "inspect_checkpoint",
+    "list_models",
+    "load_pretrained",
+    "load_splits",
+    "replace_head",
+]
+
+# The room that each public name lives in; the imports above say the same to type checkers, and a test compares them.
+_ROOMS = {
+    "common.preprocess": ("PreprocessSpec",),
+    "config": ("Config",),
+    "data": ("load_splits",),
+    "export": ("export_model_folder",),
+    "finetune": ("RunResult", "finetune"),
+    "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
+    "predict": ("EvalResult", "Predictions", "Predictor", "evaluate"),
+    "weights": ("LoadReport", "detect_format", "from_pretrained", "inspect_checkpoint", "load_pretrained"),
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
+
+
+class _Package(ModuleType):
+    """The package itself, with `finetune` always the function.
+
+    Python binds every imported submodule to its package under the submodule's name, so importing the module
+    `vit_finetune.finetune` anywhere would hide the function of that name. `from vit_finetune.finetune import ...`
+    is not affected.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if name == "finetune" and isinstance(value, ModuleType):
+            value = value.finetune
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    """Import the room of a public name and keep the name for the next time."""
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f"{__name__}.{room}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, fetched or not."""
+    return sorted({*globals(), *__all__})
