@@ -1,1 +1,23 @@
 """Files to tensors to our layout, with every tensor accounted for. Knows the network; no data, no training."""
+
+from __future__ import annotations
+
+from vit_finetune.weights.formats import detect_format
+from vit_finetune.weights.inspect import Inspection, inspect_checkpoint
+from vit_finetune.weights.load import from_pretrained, load_pretrained, own_memory
+from vit_finetune.weights.metadata import embedded_metadata, read_embedded
+from vit_finetune.weights.report import LoadReport
+from vit_finetune.weights.sources import read_source
+
+__all__ = [
+    "Inspection",
+    "LoadReport",
+    "detect_format",
+    "embedded_metadata",
+    "from_pretrained",
+    "inspect_checkpoint",
+    "load_pretrained",
+    "own_memory",
+    "read_embedded",
+    "read_source",
+]

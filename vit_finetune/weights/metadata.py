@@ -89,5 +89,5 @@ def read_embedded(metadata: Mapping[str, str] | None) -> Embedded | None:
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise RequestError(
-            f"the safetensors metadata key {METADATA_KEY!r} is damaged ({error}); write the file again with vit_finetune"
+            f"the safetensors metadata key {METADATA_KEY!r} is damaged ({error}); export the file again"
         ) from error

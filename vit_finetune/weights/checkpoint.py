@@ -1,0 +1,40 @@
+"""What a source of weights holds, before anything is done with it.
+
+Every reader ends in a `Checkpoint`: the tensors under the names the file gave them, and whatever else the source says
+about itself. Nothing is guessed here; what a source doesn't say is None or empty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from vit_finetune.common.preprocess import PreprocessSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """The content of one source.
+
+    Attributes:
+        tensors: name to tensor, as the file names them (wrappers and wrapper prefixes removed); often memory-mapped.
+        description: the source in words, for people.
+        architecture: timm's name of the network, where the source says it.
+        model_args: `ViTConfig` fields in which the network differs from that name, as JSON values.
+        preprocess: the evaluation transform; None where the source says nothing.
+        class_names: one per row of the head, in order; None where the source says nothing.
+        dropped: tensors that the reader set aside, each with its reason.
+        notes: what the reader decided, one sentence each.
+    """
+
+    tensors: Mapping[str, Tensor]
+    description: str
+    architecture: str | None = None
+    model_args: Mapping[str, Any] = field(default_factory=dict)
+    preprocess: PreprocessSpec | None = None
+    class_names: tuple[str, ...] | None = None
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()

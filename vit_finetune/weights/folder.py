@@ -1,0 +1,100 @@
+"""Reading a model folder: timm's hub layout, transformers' layout, or weights alone.
+
+The weights are the first of `model.safetensors`, its sharded index, `pytorch_model.bin`, its sharded index; a folder
+with exactly one other weight file is read too. The folder's `config.json` wins over what the file says about itself.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.metadata import read_embedded
+from vit_finetune.weights.readers import SUFFIXES, FileContent, read_file, read_json, read_shards
+from vit_finetune.weights.sidecars import Sidecar, read_config, read_preprocessor
+
+WEIGHT_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+CONFIG_NAME = "config.json"
+PREPROCESSOR_NAME = "preprocessor_config.json"
+
+
+def read_path(path: Path) -> Checkpoint:
+    """Read a weight file or a model folder.
+
+    Raises:
+        RequestError: nothing is there, or it is not what it should be.
+    """
+    if path.is_dir():
+        return read_folder(path)
+    if not path.exists():
+        raise RequestError(f"there is no file or folder {path}")
+    return from_content(read_file(path), str(path))
+
+
+def weights_in(folder: Path) -> Path:
+    """Return the file of a folder that holds its weights, or the index that lists them.
+
+    Raises:
+        RequestError: there is none, or it can't be told which one.
+    """
+    for name in WEIGHT_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if len(others) == 1:
+        return others[0]
+    if others:
+        names = ", ".join(path.name for path in others[:5])
+        raise RequestError(f"{folder} holds several weight files ({names}); give the one you mean")
+    inner = folder / "model"
+    if inner.is_dir():
+        raise RequestError(f"{folder} holds no weights itself; did you mean {inner}?")
+    raise RequestError(f"{folder} holds no weights; looked for {', '.join(WEIGHT_NAMES)}")
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """Read a model folder.
+
+    Raises:
+        RequestError: it holds no weights, or one of its files is damaged.
+    """
+    weights = weights_in(folder)
+    content = read_shards(weights) if weights.suffix == ".json" else read_file(weights)
+    checkpoint = from_content(content, str(folder))
+    sidecar = Sidecar()
+    if (folder / CONFIG_NAME).is_file():
+        sidecar = read_config(read_json(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
+    preprocess = sidecar.preprocess
+    if preprocess is None and (folder / PREPROCESSOR_NAME).is_file():
+        preprocess = read_preprocessor(read_json(folder / PREPROCESSOR_NAME), str(folder / PREPROCESSOR_NAME))
+    passed_over = [name for name in WEIGHT_NAMES if name != weights.name and (folder / name).is_file()]
+    more = (f"read {weights.name} and left {', '.join(passed_over)} in {folder.name} aside",) if passed_over else ()
+    return replace(
+        checkpoint,
+        architecture=sidecar.architecture or checkpoint.architecture,
+        model_args=sidecar.model_args if sidecar.architecture else checkpoint.model_args,
+        preprocess=preprocess or checkpoint.preprocess,
+        class_names=sidecar.class_names or checkpoint.class_names,
+        notes=(*checkpoint.notes, *more),
+    )
+
+
+def from_content(content: FileContent, description: str) -> Checkpoint:
+    """Turn what a file holds, and what it says about itself, into a `Checkpoint`."""
+    embedded = read_embedded(content.metadata)
+    return Checkpoint(
+        tensors=content.tensors,
+        description=description,
+        architecture=embedded.architecture if embedded else None,
+        model_args=embedded.model_args if embedded else {},
+        preprocess=embedded.preprocess if embedded else None,
+        class_names=embedded.class_names if embedded else None,
+        notes=content.notes,
+    )

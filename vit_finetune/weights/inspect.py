@@ -1,0 +1,198 @@
+"""Saying what a checkpoint is, without building a network.
+
+Shapes and names are enough for almost everything; the values are read once, for the hash of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.files import sha256_file
+from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.models.variants import list_models, variant_config
+from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.folder import read_path, weights_in
+from vit_finetune.weights.formats import FORMATS, detect_format
+from vit_finetune.weights.load import stated_config
+from vit_finetune.weights.readers import read_json
+from vit_finetune.weights.rules import to_timm
+
+# What shapes and names tell of a network; the architectures that share most of it are the closest.
+_TOLD = (
+    *("embed_dim", "depth", "patch_size", "img_size", "class_token", "no_embed_class", "reg_tokens", "distilled"),
+    *("pre_norm", "qkv_bias", "block_fn", "mlp_layer", "mlp_ratio", "attn_layer", "norm_layer", "norm_after_pool"),
+)
+_CLOSEST = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inspection:
+    """What a checkpoint is.
+
+    Attributes:
+        path: the file or folder that was looked at.
+        format: whose names the tensors carry; "unknown" where no table fits.
+        architecture: as the source says; None where it doesn't.
+        closest: registered architectures of the same shapes, most alike first; empty where `architecture` is known.
+        num_tokens: tokens that the blocks see, class and register tokens included; None where it can't be told.
+        grid: (rows, columns) of patches; None where it can't be told.
+        num_classes: rows of the head, 0 without a head.
+        class_names: one per row of the head; None where nothing names them.
+        preprocess: the evaluation transform; None where nothing says it.
+        dtypes: how many tensors there are of each type.
+        num_parameters: values in all tensors together.
+        num_tensors: how many tensors there are.
+        num_bytes: size of the weight files.
+        sha256: of each weight file, by its name.
+        notes: what was unwrapped, and why a format or grid is unknown.
+    """
+
+    path: str
+    format: str
+    architecture: str | None
+    closest: tuple[str, ...]
+    num_tokens: int | None
+    grid: tuple[int, int] | None
+    num_classes: int
+    class_names: tuple[str, ...] | None
+    preprocess: PreprocessSpec | None
+    dtypes: dict[str, int]
+    num_parameters: int
+    num_tensors: int
+    num_bytes: int
+    sha256: dict[str, str]
+    notes: tuple[str, ...]
+
+    def lines(self) -> list[str]:
+        """Return the facts, one a line."""
+        closest = f"not stated; closest: {', '.join(self.closest)}" if self.closest else "not stated"
+        grid = f"{self.grid[0]}x{self.grid[1]} patches" if self.grid else "unknown"
+        names = ""
+        if self.class_names is not None:
+            names = f" ({', '.join(self.class_names[:6])}{', ...' if len(self.class_names) > 6 else ''})"
+        spec = self.preprocess
+        return [
+            f"path          {self.path}",
+            f"format        {self.format}",
+            f"architecture  {self.architecture or closest}",
+            f"tokens        {self.num_tokens or 'unknown'} (grid: {grid})",
+            f"head          {f'{self.num_classes} classes{names}' if self.num_classes else 'none'}",
+            "preprocessing "
+            + (
+                "not stated"
+                if spec is None
+                else ", ".join(f"{key} {value}" for key, value in spec.to_mapping().items())
+            ),
+            f"dtype         {', '.join(f'{dtype} ({count} tensors)' for dtype, count in self.dtypes.items())}",
+            f"parameters    {self.num_parameters:,} in {self.num_tensors} tensors",
+            f"size          {self.num_bytes:,} bytes",
+            *(f"sha256        {digest}  {name}" for name, digest in self.sha256.items()),
+            *(f"note          {note}" for note in self.notes),
+        ]
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the facts as JSON values."""
+        values = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        plain = {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+        return plain | {"preprocess": None if self.preprocess is None else self.preprocess.to_mapping()}
+
+
+def inspect_checkpoint(path: str | Path) -> Inspection:
+    """Look at a weight file or a model folder.
+
+    Args:
+        path: a file that `read_source` reads, or a folder with one.
+
+    Returns:
+        What it is.
+
+    Raises:
+        RequestError: nothing is there, or it is no weight file.
+    """
+    path = Path(path).expanduser()
+    checkpoint = read_path(path)
+    files = _weight_files(path)
+    layout, tensors, notes = _our_names(checkpoint)
+    config, closest, more = _network(checkpoint, tensors)
+    dtypes: dict[str, int] = {}
+    for tensor in checkpoint.tensors.values():
+        kind = str(tensor.dtype).removeprefix("torch.")
+        dtypes[kind] = dtypes.get(kind, 0) + 1
+    head = tensors.get("head.weight")
+    return Inspection(
+        path=str(path),
+        format=layout,
+        architecture=checkpoint.architecture,
+        closest=closest,
+        num_tokens=config.num_tokens if config else None,
+        grid=config.grid_size if config else None,
+        num_classes=0 if head is None else int(head.shape[0]),
+        class_names=checkpoint.class_names,
+        preprocess=checkpoint.preprocess,
+        dtypes=dtypes,
+        num_parameters=sum(tensor.numel() for tensor in checkpoint.tensors.values()),
+        num_tensors=len(checkpoint.tensors),
+        num_bytes=sum(file.stat().st_size for file in files),
+        sha256={file.name: sha256_file(file) for file in files},
+        notes=(*checkpoint.notes, *notes, *more),
+    )
+
+
+def _weight_files(path: Path) -> list[Path]:
+    """Return the files that hold the weights: one, or the shards that an index lists."""
+    weights = weights_in(path) if path.is_dir() else path
+    if weights.suffix != ".json":
+        return [weights]
+    return [weights.parent / name for name in sorted(set(read_json(weights)["weight_map"].values()))]
+
+
+def _our_names(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Tensor], list[str]]:
+    """Return the format's name, the tensors under our names, and why there are none."""
+    try:
+        layout = detect_format(checkpoint.tensors)
+    except RequestError as error:
+        return "unknown", {}, [str(error)]
+    try:
+        return layout, to_timm(checkpoint.tensors, FORMATS[layout]).tensors, []
+    except RequestError as error:
+        return layout, {}, [str(error)]
+
+
+def _network(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor]
+) -> tuple[ViTConfig | None, tuple[str, ...], list[str]]:
+    """Return the network, the architectures closest to it where it isn't named, and what couldn't be told."""
+    notes = []
+    try:
+        stated = stated_config(checkpoint)
+    except RequestError as error:
+        stated, notes = None, [str(error)]
+    if stated is not None or not tensors:
+        return stated, (), notes
+    # Heads, epsilon and activation leave no trace in shapes and change none of what is reported here.
+    known: dict[str, Any] = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu"}
+    if "cls_token" in tensors and not {"fc_norm.weight", "attn_pool.latent"} & tensors.keys():
+        known["global_pool"] = "token"
+    try:
+        told = ViTConfig.from_state_dict(tensors, known=known)
+    except RequestError as error:
+        return None, (), [*notes, str(error)]
+    return told, closest_architectures(told), notes
+
+
+def closest_architectures(config: ViTConfig) -> tuple[str, ...]:
+    """Return the registered names that share most with a network, most alike first."""
+
+    def distance(name: str) -> int:
+        other = variant_config(name)
+        differing = [key for key in _TOLD if getattr(other, key) != getattr(config, key)]
+        return len(differing) + ((other.init_values is None) != (config.init_values is None))
+
+    return tuple(sorted(list_models(), key=lambda name: (distance(name), name))[:_CLOSEST])

@@ -1,0 +1,285 @@
+"""From a source to a model that holds its weights, and the report that says what became of every tensor.
+
+`from_pretrained` builds and loads, `load_pretrained` loads into a model that exists. Both are strict always: the
+differences that a caller may ask for are named in `adapt.py`, all else is an error. Neither knows about training.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.models.head import HeadInit, replace_head
+from vit_finetune.models.variants import variant_config
+from vit_finetune.models.vit import VisionTransformer, ViTConfig
+from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
+from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.formats import FORMATS, detect_format
+from vit_finetune.weights.report import LoadReport
+from vit_finetune.weights.resample import POS_EMBED_METHODS
+from vit_finetune.weights.rules import Converted, to_timm
+from vit_finetune.weights.sources import read_source
+
+
+def load_pretrained(
+    model: VisionTransformer,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    head: HeadChoice = "drop",
+    pos_embed: str = "bicubic",
+    grid: tuple[int, int] | None = None,
+) -> LoadReport:
+    """Load a source's weights into a model, which keeps its device and dtype.
+
+    Args:
+        model: changed in place; with an error it is left as it was.
+        source: whatever `read_source` takes.
+        head: "drop" leaves the model's head alone; "keep" takes the file's, at the file's size; "match" takes it where
+            the shapes agree and drops it, with the reason, where they don't.
+        pos_embed: how positions are resampled to another grid: "bicubic" with antialiasing (timm's), or "bilinear" with
+            aligned corners (the ViT paper's code).
+        grid: (rows, columns) of patches that the file's position table covers. Needed only where the source doesn't say
+            and they are no square.
+
+    Returns:
+        What became of every tensor.
+
+    Raises:
+        RequestError: the source can't be read, or a tensor is left over, missing, or of another shape or kind.
+    """
+    _check_choices(head, pos_embed)
+    checkpoint = read_source(source)
+    converted = _to_our_names(checkpoint)
+    grid = grid or _stated_grid(checkpoint, converted.tensors)
+    if head == "keep":
+        _size_head(model, converted.tensors, pos_embed, grid)
+    fitted = fit_tensors(
+        converted.tensors, model.state_dict(), config=model.config, head=head, pos_embed=pos_embed, grid=grid
+    )
+    notes = _put_into(model, fitted, assign=False)
+    return _report(checkpoint, converted, fitted, model, notes)
+
+
+def from_pretrained(
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    name: str | None = None,
+    num_classes: int | None = None,
+    head_init: HeadInit = "zeros",
+    pos_embed: str = "bicubic",
+    grid: tuple[int, int] | None = None,
+    **overrides: Any,
+) -> tuple[VisionTransformer, LoadReport]:
+    """Build the network that a source is made for, with its weights, and with a new head where one is asked for.
+
+    Nothing is initialised first and files stay memory-mapped, so this costs little more than reading the file. Call
+    `own_memory` before training.
+
+    Args:
+        source: whatever `read_source` takes.
+        name: the architecture; needed only where the source doesn't tell it.
+        num_classes: outputs of a new head; 0 leaves the head out; None keeps the file's head, if it has one.
+        head_init: how a new head starts; see `replace_head`.
+        pos_embed: how positions are resampled to another grid; see `load_pretrained`.
+        grid: (rows, columns) of patches that the file's position table covers; see `load_pretrained`.
+        **overrides: `ViTConfig` fields that shall differ from the source's, such as `img_size` or `drop_path_rate`.
+
+    Returns:
+        The model on the CPU in float32, in training mode, and what became of every tensor.
+
+    Raises:
+        RequestError: the source can't be read, doesn't tell its architecture, or doesn't fit it.
+    """
+    _check_choices("drop", pos_embed)
+    checkpoint = read_source(source)
+    converted = _to_our_names(checkpoint)
+    config = _source_config(checkpoint, converted.tensors, name, overrides)
+    keeps_head = num_classes is None and "head.weight" in converted.tensors
+    classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
+    with torch.device("meta"):
+        model = VisionTransformer(config.updated({**overrides, "num_classes": classes}))
+    model.name = name or checkpoint.architecture
+    fitted = fit_tensors(
+        converted.tensors,
+        model.state_dict(),
+        config=model.config,
+        head="keep" if keeps_head else "drop",
+        pos_embed=pos_embed,
+        grid=grid or _stated_grid(checkpoint, converted.tensors),
+    )
+    if isinstance(source, Mapping):
+        # The caller's tensors stay the caller's: training must not write into them.
+        fitted.tensors = {key: tensor.detach().clone() for key, tensor in fitted.tensors.items()}
+    notes = _put_into(model, fitted, assign=True)
+    if num_classes:
+        replace_head(model, num_classes, init=head_init)
+        fitted.newly_initialized += [key for key in model.state_dict() if key.startswith(HEAD_PARTS)]
+    return model, _report(checkpoint, converted, fitted, model, notes)
+
+
+def own_memory(model: torch.nn.Module) -> None:
+    """Copy the parameters that train out of memory-mapped files, before step 1.
+
+    A mapped weight is a view of its file: a training run would break if the file were replaced under it, and would pay
+    for every page at its first step. Frozen parameters stay mapped.
+
+    Args:
+        model: changed in place; its parameters stay the same objects.
+    """
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.device.type == "cpu":
+            parameter.data = parameter.data.clone()
+
+
+def stated_config(checkpoint: Checkpoint) -> ViTConfig | None:
+    """Return the network that a source says it is made for, or None where it doesn't say.
+
+    Raises:
+        RequestError: it says something that can't be built.
+    """
+    if checkpoint.architecture is not None:
+        return variant_config(checkpoint.architecture).updated(checkpoint.model_args)
+    return ViTConfig.from_mapping(checkpoint.model_args) if checkpoint.model_args else None
+
+
+def _check_choices(head: str, pos_embed: str) -> None:
+    for word, allowed, option in ((head, HEAD_CHOICES, "head"), (pos_embed, POS_EMBED_METHODS, "pos_embed")):
+        if word not in allowed:
+            raise RequestError(f"{option}={word!r} is none of {', '.join(allowed)}{did_you_mean(str(word), allowed)}")
+
+
+def _to_our_names(checkpoint: Checkpoint) -> Converted:
+    """Convert a checkpoint's tensors, naming the source in whatever goes wrong."""
+    try:
+        return to_timm(checkpoint.tensors, FORMATS[detect_format(checkpoint.tensors)])
+    except RequestError as error:
+        raise RequestError(f"{checkpoint.description}: {error}") from error
+
+
+def _source_config(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], name: str | None, overrides: Mapping[str, Any]
+) -> ViTConfig:
+    """Return the network to build, before overrides: as named, as stated, or as the shapes tell."""
+    if name is not None and name != checkpoint.architecture:
+        return variant_config(name)
+    stated = stated_config(checkpoint)
+    if stated is not None:
+        return stated
+    try:
+        return ViTConfig.from_state_dict(tensors, known=overrides)
+    except RequestError as error:
+        raise RequestError(f"{checkpoint.description} doesn't name its architecture: give name=...; {error}") from error
+
+
+def _stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Return the patch grid that the source's own image size gives, or None where it doesn't say."""
+    weight = tensors.get("patch_embed.proj.weight")
+    try:
+        config = stated_config(checkpoint)
+    except RequestError:
+        return None  # a network that isn't ours: the tensors themselves will say what doesn't fit
+    if config is None or weight is None or weight.ndim != 4:
+        return None
+    return config.img_size[0] // int(weight.shape[2]), config.img_size[1] // int(weight.shape[3])
+
+
+def _size_head(
+    model: VisionTransformer, tensors: Mapping[str, Tensor], pos_embed: str, grid: tuple[int, int] | None
+) -> None:
+    """Give the model a head of the file's size, once everything else is known to fit."""
+    head = tensors.get("head.weight")
+    if head is None or head.shape[0] == model.num_classes:
+        return
+    backbone = {key: tensor for key, tensor in tensors.items() if not key.startswith(HEAD_PARTS)}
+    fit_tensors(backbone, model.state_dict(), config=model.config, head="drop", pos_embed=pos_embed, grid=grid)
+    replace_head(model, int(head.shape[0]))
+
+
+def _put_into(model: VisionTransformer, fitted: Fitted, *, assign: bool) -> list[str]:
+    """Load the fitted tensors strictly.
+
+    Returns:
+        Notes on casts and on values that are not finite.
+    """
+    target = model.state_dict()
+    notes = _warnings(fitted, target)
+    values = {}
+    for key, current in target.items():
+        tensor = fitted.tensors.get(key, current)
+        values[key] = tensor.to(current.dtype).contiguous() if assign else tensor
+    model.load_state_dict(values, strict=True, assign=assign)
+    left = [key for key, tensor in itertools.chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta]
+    assert not left, f"nothing was put into {left}"
+    return notes
+
+
+def _warnings(fitted: Fitted, target: Mapping[str, Tensor]) -> list[str]:
+    casts: dict[tuple[str, str], int] = {}
+    not_finite = []
+    for key, tensor in fitted.tensors.items():
+        if tensor.dtype != target[key].dtype:
+            pair = str(tensor.dtype).removeprefix("torch."), str(target[key].dtype).removeprefix("torch.")
+            casts[pair] = casts.get(pair, 0) + 1
+        # A sum is finite only if every value is, or if large values overflow it: look closer then.
+        if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+            not_finite.append(key)
+    notes = [f"cast {count} tensors from {theirs} to {ours}" for (theirs, ours), count in casts.items()]
+    if not_finite:
+        more = f" and {len(not_finite) - 5} more" if len(not_finite) > 5 else ""
+        notes.append(f"WARNING: NaN or infinite values in {', '.join(sorted(not_finite)[:5])}{more}")
+    return notes
+
+
+def _report(
+    checkpoint: Checkpoint, converted: Converted, fitted: Fitted, model: VisionTransformer, notes: list[str]
+) -> LoadReport:
+    names, remark = checkpoint.class_names, []
+    head = converted.tensors.get("head.weight")
+    if names is not None and (head is None or head.shape[0] != len(names)):
+        rows = "no head" if head is None else f"a head of {head.shape[0]} rows"
+        remark = [f"left {len(names)} class names aside: the file has {rows}"]
+        names = None
+    if model.name is not None and checkpoint.architecture not in (None, model.name):
+        remark.append(f"the source calls itself {checkpoint.architecture}; it was loaded as {model.name}")
+    new = tuple(fitted.newly_initialized)
+    return LoadReport(
+        loaded=tuple(key for key in fitted.tensors if key not in new),
+        resampled=fitted.resampled,
+        dropped={**checkpoint.dropped, **converted.dropped, **fitted.dropped},
+        newly_initialized=new,
+        preprocess=_preprocess_for(model.config, checkpoint.preprocess),
+        class_names=names,
+        source=checkpoint.description,
+        architecture=model.name,
+        notes=(*checkpoint.notes, *fitted.notes, *notes, *remark),
+    )
+
+
+def _preprocess_for(config: ViTConfig, spec: PreprocessSpec | None) -> PreprocessSpec:
+    """Return the source's preprocessing at the model's picture size and number of channels."""
+    spec = spec or PreprocessSpec()
+    if config.in_chans == len(spec.mean):
+        return spec.with_size(*config.img_size)
+
+    def fit(values: tuple[float, ...]) -> tuple[float, ...]:
+        """Average for one channel, else repeat in turn, as the patch kernel is fitted."""
+        if config.in_chans == 1:
+            return (sum(values) / len(values),)
+        return tuple(itertools.islice(itertools.cycle(values), config.in_chans))
+
+    return replace(
+        spec,
+        input_size=(config.in_chans, *config.img_size),
+        mean=fit(spec.mean),
+        std=fit(spec.std),
+        assumed=tuple(dict.fromkeys((*spec.assumed, "mean", "std"))),
+    )
