@@ -18,7 +18,7 @@ from torch import Tensor
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.suggest import did_you_mean
-from vit_finetune.models.head import HeadInit, replace_head
+from vit_finetune.models.head import replace_head
 from vit_finetune.models.variants import variant_config
 from vit_finetune.models.vit import VisionTransformer, ViTConfig
 from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
@@ -74,7 +74,7 @@ def from_pretrained(
     *,
     name: str | None = None,
     num_classes: int | None = None,
-    head_init: HeadInit = "zeros",
+    head_init: str | float = "zeros",
     pos_embed: str = "bicubic",
     grid: tuple[int, int] | None = None,
     **overrides: Any,
