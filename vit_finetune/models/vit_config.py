@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
+from types import NoneType
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from vit_finetune.common.errors import RequestError
@@ -40,6 +41,7 @@ _POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_e
 _NOT_NEGATIVE = ("num_classes", "reg_tokens")
 _RATES = ("drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate")
 _PAIRS = ("img_size", "patch_size")
+_OPTIONAL: dict[str, tuple[type, ...]] = {"init_values": (float, NoneType), "fc_norm": (bool, NoneType)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,18 +219,12 @@ def _type_problems(config: ViTConfig) -> list[str]:
     for field in fields(config):
         value = getattr(config, field.name)
         if field.name in _PAIRS:
-            good = isinstance(value, tuple) and len(value) == 2 and all(isinstance(side, int) for side in value)
+            good = isinstance(value, tuple) and [type(side) for side in value] == [int, int]
             allowed = "(height, width) in whole pixels"
-        elif field.default is None:
-            kind = bool if field.name == "fc_norm" else (int, float)
-            good, allowed = (
-                value is None or isinstance(value, kind),
-                "None or a " + ("bool" if kind is bool else "number"),
-            )
         else:
-            kind = type(field.default)
-            good = type(value) is kind or (kind is float and type(value) is int)
-            allowed = f"of type {kind.__name__}"
+            types = _OPTIONAL.get(field.name, (type(field.default),))
+            good = type(value) in types or (float in types and type(value) is int)
+            allowed = f"of type {' or '.join(kind.__name__ for kind in types)}"
         if not good:
             problems.append(f"{field.name}={value!r} is not {allowed}")
     return problems
