@@ -1,0 +1,204 @@
+"""The model folder: `model.safetensors` and `config.json` in timm's hub and local-dir layout.
+
+One folder serves both `timm.create_model("local-dir:PATH", pretrained=True)` and transformers'
+`AutoModelForImageClassification.from_pretrained(PATH)`, whose timm wrapper passes the number of classes itself, so that
+`model_args` must not hold it. Class names and preprocessing are in `config.json` and in the header of the weights.
+
+Not here: reading such a folder (weights/), and conversions to other libraries' own classes.
+
+Sources: timm `models/_hub.py` (`_parse_model_cfg`), transformers `models/timm_wrapper/`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.files import atomic_folder, write_json
+from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.models import VisionTransformer, ViTConfig, variant_config
+from vit_finetune.weights.metadata import embedded_metadata
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+
+# A network that differs from its registered name in one of these has no description in timm's JSON.
+_NOT_IN_JSON = {
+    "distilled": "timm ties it to the name",
+    "embed_norm": "timm takes a Python class for it",
+    "mlp_layer": "timm takes a Python class for it",
+    "attn_layer": "timm takes a Python class for it",
+    "block_fn": "timm takes a Python class for it",
+    "norm_eps": "timm takes it inside a Python function only",
+}
+# `num_classes` stands beside `model_args` (see above); the other one acts before there are weights.
+_NOT_AN_ARGUMENT = ("num_classes", "weight_init")
+# A norm named by a string has this epsilon in timm.
+_EPS_OF_NAMED_NORM = 1e-6
+
+
+def export_model_folder(
+    model: VisionTransformer,
+    dst: str | Path,
+    *,
+    preprocess: PreprocessSpec,
+    class_names: Sequence[str] | None,
+    architecture: str | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a folder that timm, transformers and `from_pretrained` open as it is, whole or not at all.
+
+    Args:
+        model: the network, on any device and in any dtype; it is not changed.
+        dst: the folder to make.
+        preprocess: the evaluation transform of this model.
+        class_names: one per row of the head, in order; None where they have no names.
+        architecture: timm's name of the network; None takes `model.name`.
+        overwrite: replace an older model folder at `dst`.
+
+    Returns:
+        `dst` as a path.
+
+    Raises:
+        RequestError: `dst` exists (and is not to be, or cannot be, replaced), the class names or the preprocessing do
+            not fit the model, or timm has no words for the network.
+    """
+    dst = Path(dst)
+    _check_place(dst, overwrite)
+    name = architecture or model.name
+    if name is None:
+        raise RequestError(
+            "this network has no name in timm; give architecture=, the registered name it comes closest to"
+        )
+    _check_fit(model.config, preprocess, class_names)
+    model_args = timm_model_args(model.config, name)
+    names = None if class_names is None else list(class_names)
+
+    place = dst.with_name(f".{dst.name}.new") if dst.exists() else dst
+    if place != dst:
+        shutil.rmtree(place, ignore_errors=True)  # left by an export that was killed
+    with atomic_folder(place) as folder:
+        metadata = embedded_metadata(name, model_args, preprocess=preprocess, class_names=names)
+        save_file(_tensors(model), folder / WEIGHTS_NAME, metadata=metadata)
+        write_json(folder / CONFIG_NAME, _timm_config(model, name, model_args, preprocess, names))
+    if place != dst:
+        _replace(dst, place)
+    return dst
+
+
+def timm_model_args(config: ViTConfig, architecture: str) -> dict[str, Any]:
+    """Return the arguments that make timm build this network from a registered name, as JSON values.
+
+    Args:
+        config: the network.
+        architecture: a name of `list_models()`.
+
+    Returns:
+        `img_size`, always, and every field in which the network differs from the name. The number of classes is not
+        among them.
+
+    Raises:
+        RequestError: timm's JSON cannot say one of the differences, each named with its reason.
+    """
+    registered = variant_config(architecture)
+    differing = [
+        field.name
+        for field in fields(config)
+        if field.name not in _NOT_AN_ARGUMENT and getattr(config, field.name) != getattr(registered, field.name)
+    ]
+    problems = [f"{name} ({_NOT_IN_JSON[name]})" for name in differing if name in _NOT_IN_JSON]
+    if "norm_layer" in differing and config.norm_eps != _EPS_OF_NAMED_NORM:
+        problems.append(f"norm_layer (timm's norms by name have an epsilon of {_EPS_OF_NAMED_NORM})")
+    if problems:
+        raise RequestError(
+            f"a timm model folder cannot hold this network: it differs from {architecture} in {', '.join(problems)}; "
+            "name the architecture that has them, or keep the weights as a plain state dict"
+        )
+    values = config.to_mapping()
+    return {name: values[name] for name in dict.fromkeys(["img_size", *differing])}
+
+
+def _check_place(dst: Path, overwrite: bool) -> None:
+    """Refuse a place that is taken, and to replace anything but a model folder."""
+    if not dst.exists():
+        return
+    if not overwrite:
+        raise RequestError(f"{dst} exists already; choose another place or pass overwrite=True")
+    others = {path.name for path in dst.iterdir()} - {WEIGHTS_NAME, CONFIG_NAME} if dst.is_dir() else {"a file"}
+    if others:
+        raise RequestError(f"{dst} is not just a model folder ({', '.join(sorted(others))}); remove it yourself")
+
+
+def _check_fit(config: ViTConfig, preprocess: PreprocessSpec, class_names: Sequence[str] | None) -> None:
+    """Refuse class names and preprocessing that belong to another model."""
+    if class_names is not None and len(class_names) != config.num_classes:
+        raise RequestError(f"{len(class_names)} class names for {config.num_classes} classes; give one for each")
+    channels, *size = preprocess.input_size
+    if channels != config.in_chans:
+        raise RequestError(f"the preprocessing makes {channels} channels, the network takes {config.in_chans}")
+    if tuple(size) != config.img_size and not config.dynamic_img_size:
+        height, width = config.img_size
+        raise RequestError(
+            f"the preprocessing makes pictures of {size[0]}x{size[1]} pixels, the network takes {height}x{width}; "
+            f"pass preprocess.with_size({height}, {width})"
+        )
+
+
+def _tensors(model: VisionTransformer) -> dict[str, torch.Tensor]:
+    """Return the state dict on the CPU, each tensor dense and with memory of its own, as safetensors asks.
+
+    A distilled network whose two heads were replaced by one applies that to the mean of both tokens; timm takes the
+    mean of two heads, so each gets a copy.
+    """
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if model.config.distilled:
+        for part in ("weight", "bias"):
+            if f"head.{part}" in tensors and f"head_dist.{part}" not in tensors:
+                tensors[f"head_dist.{part}"] = tensors[f"head.{part}"].clone()
+    return tensors
+
+
+def _timm_config(
+    model: VisionTransformer,
+    architecture: str,
+    model_args: dict[str, Any],
+    preprocess: PreprocessSpec,
+    class_names: list[str] | None,
+) -> dict[str, Any]:
+    """Return the content of `config.json`."""
+    config = model.config
+    labels = {} if class_names is None else {"label_names": class_names}
+    return {
+        "architecture": architecture,
+        "num_classes": config.num_classes,
+        "num_features": model.num_features,
+        "global_pool": config.global_pool,
+        **labels,
+        "model_args": model_args,
+        "pretrained_cfg": {
+            "tag": "finetuned",
+            "custom_load": False,
+            **preprocess.to_mapping(),
+            "fixed_input_size": not config.dynamic_img_size,
+            "num_classes": config.num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if config.distilled else "head",
+        },
+    }
+
+
+def _replace(dst: Path, new: Path) -> None:
+    """Put a finished folder in the place of an older one, which is removed last."""
+    old = dst.with_name(f".{dst.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    dst.rename(old)
+    new.rename(dst)
+    shutil.rmtree(old)
