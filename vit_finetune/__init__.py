@@ -12,9 +12,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vit_finetune.common.errors import RequestError, WorkError
     from vit_finetune.common.preprocess import PreprocessSpec
     from vit_finetune.config import Config
     from vit_finetune.data import load_splits
+    from vit_finetune.evaluation import EvalResult, Predictions
     from vit_finetune.export import export_model_folder
     from vit_finetune.finetune import RunResult, finetune
     from vit_finetune.models import (
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
         list_models,
         replace_head,
     )
-    from vit_finetune.predict import EvalResult, Predictions, Predictor, evaluate
+    from vit_finetune.predict import Predictor, evaluate
     from vit_finetune.weights import LoadReport, detect_format, from_pretrained, inspect_checkpoint, load_pretrained
 
 __version__ = "0.1.0"
@@ -37,9 +39,11 @@ __all__ = [
     "Predictions",
     "Predictor",
     "PreprocessSpec",
+    "RequestError",
     "RunResult",
     "ViTConfig",
     "VisionTransformer",
+    "WorkError",
     "attention_maps",
     "create_model",
     "detect_format",
@@ -56,13 +60,15 @@ __all__ = [
 
 # The room that each public name lives in; the imports above say the same to type checkers, and a test compares them.
 _ROOMS = {
+    "common.errors": ("RequestError", "WorkError"),
     "common.preprocess": ("PreprocessSpec",),
     "config": ("Config",),
     "data": ("load_splits",),
+    "evaluation": ("EvalResult", "Predictions"),
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
-    "predict": ("EvalResult", "Predictions", "Predictor", "evaluate"),
+    "predict": ("Predictor", "evaluate"),
     "weights": ("LoadReport", "detect_format", "from_pretrained", "inspect_checkpoint", "load_pretrained"),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
