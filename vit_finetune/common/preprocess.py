@@ -57,7 +57,8 @@ class PreprocessSpec:
         channels = self.input_size[0]
         if len(self.mean) != channels or len(self.std) != channels:
             raise ValueError(
-                f"mean has {len(self.mean)} and std {len(self.std)} values for {channels} channels; give one per channel"
+                f"mean has {len(self.mean)} and std {len(self.std)} values for {channels} channels; "
+                "give one per channel"
             )
         if min(self.std) <= 0:
             raise ValueError(f"std {self.std} holds a value that is not above 0")

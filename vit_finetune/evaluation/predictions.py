@@ -1,0 +1,138 @@
+"""What a model says about pictures, and writing it as a table.
+
+A table appears whole or not at all, and never in the place of an older one unasked.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import parquet
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.files import atomic_file
+from vit_finetune.evaluation.metrics import EvalResult
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a model says about pictures.
+
+    Attributes:
+        class_names: K names, in the order of the columns of `probabilities`.
+        labels: the most probable class name of each picture [n].
+        probabilities: softmax outputs [n, K], float32.
+        paths: the file of each picture [n]; None for one that came from memory.
+    """
+
+    class_names: tuple[str, ...]
+    labels: tuple[str, ...]
+    probabilities: np.ndarray
+    paths: tuple[str | None, ...]
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.labels)
+
+    def top(self, k: int) -> list[list[tuple[str, float]]]:
+        """Return for each picture the `k` most probable classes with their probabilities, best first."""
+        order = np.argsort(-self.probabilities, axis=1, kind="stable")[:, :k]
+        return [
+            [(self.class_names[column], float(row[column])) for column in columns]
+            for row, columns in zip(self.probabilities, order, strict=True)
+        ]
+
+
+def write_predictions(predictions: Predictions, path: str | Path, *, top_k: int = 5, overwrite: bool = False) -> Path:
+    """Write predictions as CSV, parquet or JSON lines, whole or not at all.
+
+    Args:
+        predictions: what to write; a row a picture.
+        path: ends in .csv, .parquet or .jsonl.
+        top_k: how many classes, best first, are listed for each picture.
+        overwrite: replace an older file.
+
+    Returns:
+        `path`.
+
+    Raises:
+        RequestError: another ending, or the file exists.
+    """
+    path = Path(path)
+    check_output(path, overwrite=overwrite)
+    ranked = predictions.top(top_k)
+    rows = []
+    for name, label, best in zip(predictions.paths, predictions.labels, ranked, strict=True):
+        row: dict[str, Any] = {"path": name, "label": label, "probability": best[0][1]}
+        for place, (other, probability) in enumerate(best[1:], start=2):
+            row |= {f"label_{place}": other, f"probability_{place}": probability}
+        rows.append(row)
+    with atomic_file(path) as temporary:
+        _WRITERS[path.suffix](rows, temporary)
+    return path
+
+
+def check_output(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place or an ending that predictions cannot be written to, before the work is done.
+
+    Raises:
+        RequestError: another ending than .csv, .parquet or .jsonl, or the file exists.
+    """
+    if path.suffix not in _WRITERS:
+        raise RequestError(
+            f"{path} ends in {path.suffix or 'nothing'}; predictions are written as {', '.join(_WRITERS)}"
+        )
+    if path.exists() and not overwrite:
+        raise RequestError(f"{path} exists already; give another name or --overwrite")
+
+
+def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["path", "label", "probability"])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_jsonl(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    parquet.write_table(pa.Table.from_pylist(list(rows)), path)
+
+
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".jsonl": _write_jsonl}
+
+
+def write_evaluation(
+    path: Path, result: EvalResult, *, names: Sequence[str], split: str, class_names: Sequence[str]
+) -> None:
+    """Write what a model said about each picture of a split as parquet, in data set order.
+
+    Args:
+        path: the file; an older one is replaced.
+        result: of `evaluation.score` with predictions kept.
+        names: of the pictures of the split, in data set order.
+        split: what the split is called.
+        class_names: K names.
+    """
+    guesses = result.probabilities.argmax(axis=1)
+    columns = {
+        "split": [split] * len(result.indices),
+        "index": result.indices,
+        "path": [names[index] for index in result.indices],
+        "label": [class_names[label] for label in result.labels],
+        "prediction": [class_names[guess] for guess in guesses],
+        "correct": guesses == result.labels,
+        "probability": result.probabilities.max(axis=1),
+        "probabilities": list(result.probabilities),
+    }
+    with atomic_file(path) as temporary:
+        parquet.write_table(pa.table(columns), temporary)

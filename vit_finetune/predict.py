@@ -1,0 +1,231 @@
+"""A finished model at work: predictions for pictures, figures for labelled ones.
+
+`Predictor` and `evaluate` take a run, its model folder, its single safetensors file or a network in memory,
+and apply exactly the evaluation transform that the model was scored with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.config import DataConfig
+from vit_finetune.data import ImageSet, Splits, decode_image, find_images, load_folder, load_splits
+from vit_finetune.data.loader import eval_batches
+from vit_finetune.data.transforms import build_eval_transform
+from vit_finetune.evaluation import EvalResult, Predictions, score
+from vit_finetune.models import VisionTransformer
+from vit_finetune.weights import from_pretrained
+
+__all__ = ["EvalResult", "Predictions", "Predictor", "evaluate", "model_source", "open_splits"]
+
+if TYPE_CHECKING:
+    Picture: TypeAlias = str | Path | Image.Image | np.ndarray
+    Model: TypeAlias = "str | Path | VisionTransformer | FinishedRun"
+
+
+class FinishedRun(Protocol):
+    """What `finetune` returns, as far as it matters here."""
+
+    @property
+    def run_dir(self) -> Path: ...
+
+
+class Predictor:
+    """Classifies pictures with a finished model.
+
+    Args:
+        run_or_model: a run's folder, a model folder, a safetensors file that describes itself, a RunResult,
+            or a network (then `preprocess` and `class_names` are needed).
+        preprocess: the evaluation transform; None takes the model's own.
+        class_names: K names; None takes the model's own.
+        device: cpu, cuda or mps; None takes an accelerator where there is one.
+        batch_size: pictures per forward pass.
+
+    Raises:
+        RequestError: there is no such model, or it does not say its classes or preprocessing.
+    """
+
+    def __init__(
+        self,
+        run_or_model: Model,
+        *,
+        preprocess: PreprocessSpec | None = None,
+        class_names: Sequence[str] | None = None,
+        device: str | None = None,
+        batch_size: int = 32,
+    ) -> None:
+        if isinstance(run_or_model, VisionTransformer):
+            self.model, spec, names = run_or_model, preprocess, class_names
+        else:
+            self.model, report = from_pretrained(model_source(run_or_model))
+            spec, names = preprocess or report.preprocess, class_names or report.class_names
+        if spec is None or names is None:
+            missing = "preprocess" if spec is None else "class_names"
+            raise RequestError(f"this model does not carry its {missing}; give {missing}=...")
+        if len(names) != self.model.num_classes:
+            raise RequestError(
+                f"{len(names)} class names for a head of {self.model.num_classes} classes; give one each"
+            )
+        self.preprocess, self.class_names = spec, tuple(names)
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.batch_size = batch_size
+        self.model.to(self.device).eval()
+        self._transform = build_eval_transform(spec)
+
+    def __call__(self, images: Picture | Iterable[Picture]) -> Predictions:
+        """Classify pictures.
+
+        Args:
+            images: one or many of: path of a file or folder, PIL image, uint8 array [H, W, 3] or [H, W].
+
+        Returns:
+            The predictions, in the order of the pictures; a folder's in natural order.
+
+        Raises:
+            RequestError: a picture cannot be read; the message names it.
+        """
+        pictures = list(_pictures(images))
+        rows = [
+            self._probabilities(pictures[start : start + self.batch_size])
+            for start in range(0, len(pictures), self.batch_size)
+        ]
+        probabilities = np.concatenate(rows) if rows else np.zeros((0, len(self.class_names)), dtype=np.float32)
+        labels = tuple(self.class_names[column] for column in probabilities.argmax(axis=1))
+        paths = tuple(str(item) if isinstance(item, Path) else None for item in pictures)
+        return Predictions(self.class_names, labels, probabilities, paths)
+
+    @torch.inference_mode()
+    def _probabilities(self, pictures: Sequence[Path | Image.Image]) -> np.ndarray:
+        tensors: list[Tensor] = [self._transform(decode_image(picture)) for picture in pictures]
+        logits: Tensor = self.model(torch.stack(tensors).to(self.device))
+        array: np.ndarray = logits.float().softmax(dim=1).cpu().numpy()
+        return array
+
+
+def _pictures(images: Picture | Iterable[Picture]) -> Iterator[Path | Image.Image]:
+    """Yield one entry a picture: folders are listed, arrays become images."""
+    single = isinstance(images, (str, Path, Image.Image, np.ndarray))
+    for item in [images] if single else images:  # type: ignore[union-attr]
+        if isinstance(item, (str, Path)):
+            yield from find_images([item])
+        elif isinstance(item, Image.Image):
+            yield item
+        elif isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
+            yield Image.fromarray(item)
+        else:
+            found = f"{item.dtype} array {item.shape}" if isinstance(item, np.ndarray) else type(item).__name__
+            raise RequestError(f"cannot predict a {found}; give paths, PIL images or uint8 arrays [H, W, 3]")
+
+
+def model_source(run_or_model: str | Path | FinishedRun) -> str:
+    """Return what to load for a run's folder, a RunResult, or anything that `from_pretrained` takes.
+
+    Raises:
+        RequestError: a run's folder that holds no finished model yet.
+    """
+    if not isinstance(run_or_model, (str, Path)):
+        run_or_model = run_or_model.run_dir
+    path = Path(run_or_model)
+    if not (path / "config.yaml").is_file():
+        return str(run_or_model)
+    if not (path / "model").is_dir():
+        raise RequestError(
+            f"{path} is a run without a finished model; go on with it: vit-finetune train {path} --resume"
+        )
+    return str(path / "model")
+
+
+def evaluate(
+    run_or_model: Model,
+    data: str | Path | Mapping[str, Any] | DataConfig | Splits | ImageSet,
+    *,
+    split: str | None = None,
+    predictor: Predictor | None = None,
+) -> EvalResult:
+    """Score a finished model on labelled pictures, each counted once.
+
+    Args:
+        run_or_model: what `Predictor` takes.
+        data: a folder CLASS/picture (or SPLIT/CLASS/picture), a data section, Splits, or an ImageSet.
+        split: train, val or test, where `data` has several; None takes test if there is one, else val.
+        predictor: use this one instead of loading `run_or_model`.
+
+    Returns:
+        The figures, and every picture's probabilities.
+
+    Raises:
+        RequestError: the pictures have a class that the model does not know, or no such split.
+    """
+    predictor = predictor or Predictor(run_or_model)
+    pictures = _labelled(data, split, predictor.class_names)
+    batches = eval_batches(pictures, build_eval_transform(predictor.preprocess), batch_size=predictor.batch_size)
+    return score(
+        predictor.model,
+        batches,
+        class_names=predictor.class_names,
+        num_expected=len(pictures),
+        device=predictor.device,
+        keep_predictions=True,
+    )
+
+
+def _labelled(
+    data: str | Path | Mapping[str, Any] | DataConfig | Splits | ImageSet, split: str | None, class_names: Sequence[str]
+) -> ImageSet:
+    """Return labelled pictures whose labels index the model's `class_names`."""
+    if isinstance(data, ImageSet):
+        return data
+    if isinstance(data, (str, Path)):
+        return load_folder(_split_folder(Path(data), split), class_names)
+    splits = data if isinstance(data, Splits) else open_splits(data)
+    found = dict(splits.named())
+    name = split or ("test" if "test" in found else "val")
+    if name not in found:
+        raise RequestError(f"this data has no split {name!r}; it has {', '.join(found)}")
+    unknown = [label for label in splits.class_names if label not in class_names]
+    if unknown:
+        raise RequestError(f"this data has classes that the model does not know: {', '.join(unknown)}")
+    places = np.array([list(class_names).index(label) for label in splits.class_names], dtype=np.int64)
+    return ImageSet(found[name].store, places[found[name].labels])
+
+
+def _split_folder(root: Path, split: str | None) -> Path:
+    """Return the folder of class folders: below `split`, or where root/train/... shows splits, of test or val."""
+    if split is not None:
+        return root / split
+    if (root / "train").is_dir():
+        return next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+    return root
+
+
+def open_splits(data: Mapping[str, Any] | DataConfig, *, seed: int = 0) -> Splits:
+    """Open the pictures that a data section of a configuration describes.
+
+    Args:
+        data: the section.
+        seed: decides which pictures are held out where the data has no val split.
+
+    Raises:
+        RequestError: the section or the data is not what it must be.
+    """
+    section = data if isinstance(data, DataConfig) else DataConfig.parse(data)
+    return load_splits(
+        root=section.root,
+        source=section.source,
+        train_split=section.train_split,
+        val_split=section.val_split,
+        test_split=section.test_split,
+        val_fraction=section.val_fraction,
+        image_column=section.image_column,
+        label_column=section.label_column,
+        seed=seed,
+    )

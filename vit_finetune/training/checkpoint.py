@@ -1,0 +1,162 @@
+"""The state of a run on disk: atomic, verified, safetensors and JSON only.
+
+    checkpoints/step-00001000/   model.safetensors optimizer.safetensors state.json SHA256SUMS
+    checkpoints/LATEST  BEST     text files that hold a folder name
+
+A folder appears under its name only when it is complete and on the disk; the pointers follow by rename.
+A run that was killed at any moment therefore finds its newest whole checkpoint, and a damaged one is
+found by its hashes and named. Whatever is random in a run is a function of (seed, step), so no generator
+state is stored.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vit_finetune.common.errors import RequestError, WorkError
+from vit_finetune.common.files import atomic_folder, sha256_file, write_json, write_text
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+SUMS_FILE = "SHA256SUMS"
+_PREFIX = "step-"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint folder holds: the model's and the optimizer's tensors, and the plain state."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def folder_name(step: int) -> str:
+    """Return the folder of a step: `step-00001000`."""
+    return f"{_PREFIX}{step:08d}"
+
+
+def save_checkpoint(
+    root: Path, *, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+) -> Path:
+    """Write the checkpoint of a step, whole or not at all, and return its folder.
+
+    Args:
+        root: the run's `checkpoints` folder.
+        step: steps done.
+        model: the network's state dict.
+        optimizer: of `optim.optimizer_tensors`.
+        state: plain JSON values; `step` is added.
+
+    Raises:
+        WorkError: the disk refused it; what was there before is untouched.
+    """
+    folder = root / folder_name(step)
+    try:
+        if folder.exists():  # resuming starts from the newest whole checkpoint, so one of a later step is damaged
+            shutil.rmtree(folder)
+        with atomic_folder(folder) as temporary:
+            _save_tensors(model, temporary / MODEL_FILE)
+            _save_tensors(optimizer, temporary / OPTIMIZER_FILE)
+            write_json(temporary / STATE_FILE, {"step": step, **state})
+            sums = (f"{sha256_file(temporary / name)}  {name}\n" for name in (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE))
+            write_text(temporary / SUMS_FILE, "".join(sums))
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"cannot write the checkpoint {folder}: {error}; earlier checkpoints are untouched") from None
+    return folder
+
+
+def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_file(whole, path, metadata={"format": "pt"})
+
+
+def point_to(root: Path, pointer: str, step: int) -> None:
+    """Make `LATEST` or `BEST` name the folder of a step, by rename."""
+    write_text(root / pointer, folder_name(step) + "\n")
+
+
+def pointed_step(root: Path, pointer: str) -> int | None:
+    """Return the step that a pointer names, or None where there is none."""
+    path = root / pointer
+    if not path.is_file():
+        return None
+    return _step_of(path.read_text(encoding="utf-8").strip())
+
+
+def _step_of(name: str) -> int | None:
+    digits = name.removeprefix(_PREFIX)
+    return int(digits) if name.startswith(_PREFIX) and digits.isdigit() else None
+
+
+def saved_steps(root: Path) -> list[int]:
+    """Return the steps that have a checkpoint folder, oldest first."""
+    if not root.is_dir():
+        return []
+    return sorted(step for path in root.iterdir() if (step := _step_of(path.name)) is not None)
+
+
+def remove_old(root: Path, *, keep_last: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints and the best one; leftovers of killed writes go too."""
+    keep = {*saved_steps(root)[-keep_last:], pointed_step(root, "BEST"), pointed_step(root, "LATEST")}
+    for step in saved_steps(root):
+        if step not in keep:
+            shutil.rmtree(root / folder_name(step))
+    for leftover in root.glob(f".{_PREFIX}*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def damage(folder: Path) -> str | None:
+    """Return what is wrong with a checkpoint folder, or None where every hash agrees."""
+    sums = folder / SUMS_FILE
+    if not sums.is_file():
+        return f"{SUMS_FILE} is missing"
+    for line in sums.read_text(encoding="utf-8").splitlines():
+        expected, _, name = line.partition("  ")
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if sha256_file(folder / name) != expected:
+            return f"{name} has another content than when it was written"
+    return None
+
+
+def newest_whole(root: Path) -> tuple[int | None, list[str]]:
+    """Find the newest checkpoint whose hashes agree.
+
+    Args:
+        root: the run's `checkpoints` folder.
+
+    Returns:
+        Its step, or None where there is no whole one; and a line for each damaged folder passed over.
+    """
+    notes: list[str] = []
+    for step in reversed(saved_steps(root)):
+        problem = damage(root / folder_name(step))
+        if problem is None:
+            return step, notes
+        notes.append(f"{folder_name(step)} is damaged ({problem}) and was passed over")
+    return None, notes
+
+
+def load_checkpoint(root: Path, step: int) -> Checkpoint:
+    """Read the checkpoint of a step onto the CPU.
+
+    Raises:
+        RequestError: the folder is missing or damaged.
+    """
+    folder = root / folder_name(step)
+    problem = damage(folder) if folder.is_dir() else "the folder is missing"
+    if problem is not None:
+        raise RequestError(f"cannot read the checkpoint {folder}: {problem}")
+    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    return Checkpoint(load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE), state)

@@ -1,0 +1,260 @@
+"""The only training loop.
+
+A step is a pure function of (configuration, step, state): its batch, its learning rate and its noise follow
+from the step's number, so nothing but tensors and that number has to be saved. Gradients are exact for any
+split of the global batch: each micro-batch's summed loss is scaled by world_size / global_batch_size, which
+undoes the averaging over processes. Accelerate gives device, precision, wrapping, clipping and reduction;
+loaders, schedule and accumulation are ours.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vit_finetune.common.errors import WorkError
+from vit_finetune.common.machine import peak_memory_bytes
+from vit_finetune.common.seeding import derive_seed
+from vit_finetune.evaluation import EvalResult, LabelledBatch, is_better
+from vit_finetune.training import checkpoint as store
+from vit_finetune.training.console import RunConsole, StepProgress
+from vit_finetune.training.journal import Journal
+from vit_finetune.training.nonfinite import explain_nonfinite
+from vit_finetune.training.optim import optimizer_tensors, set_lr
+from vit_finetune.training.plan import TrainPlan
+from vit_finetune.training.processes import gathered_lists, on_main
+from vit_finetune.training.progress import FitOptions, Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+# A scaler halves its scale at each overflow, so a healthy run needs a few skips; this many in a row are a divergence.
+_MAX_SKIPPED_STEPS = 20
+
+
+class TrainBatch(LabelledBatch, Protocol):
+    """A micro-batch of a step."""
+
+    @property
+    def sample_seeds(self) -> Tensor:
+        """What the noise of each picture is drawn from, int64 [b]."""
+
+
+def fit(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    accelerator: Accelerator,
+    plan: TrainPlan,
+    options: FitOptions,
+    batches: Iterator[Sequence[TrainBatch]],
+    evaluate: Callable[[], EvalResult] | None,
+    run_dir: Path,
+    console: RunConsole,
+    progress: Progress | None = None,
+) -> Progress:
+    """Train from `progress.step` to the plan's last step.
+
+    Args:
+        model: prepared by `accelerator`; called as `model(images, sample_seeds=...)`.
+        optimizer: prepared by `accelerator`, over groups of `optim.parameter_groups`.
+        accelerator: with gradient accumulation of 1: accumulation happens here.
+        plan: the derived numbers.
+        options: what else was configured.
+        batches: for each step to come, this process's micro-batches.
+        evaluate: scores the val split on all processes; None without one.
+        run_dir: where metrics, timing and checkpoints go.
+        console: what the person sees.
+        progress: where a resumed run stands; None starts at step 0.
+
+    Returns:
+        Where the run stands at its end.
+
+    Raises:
+        WorkError: a loss or gradient is not finite (the checkpoints before it are whole), or the disk is full.
+    """
+    loop = _Loop(model, optimizer, accelerator, plan, options, evaluate, run_dir, console, progress or Progress())
+    with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar:
+        loop.run(batches, bar)
+    return loop.at
+
+
+@dataclass
+class _Loop:
+    """The state of `fit` between steps."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    accelerator: Accelerator
+    plan: TrainPlan
+    options: FitOptions
+    evaluate: Callable[[], EvalResult] | None
+    run_dir: Path
+    console: RunConsole
+    at: Progress
+
+    def __post_init__(self) -> None:
+        is_main = self.accelerator.is_main_process
+        self.checkpoints = self.run_dir / "checkpoints"
+        self.metrics = Journal(self.run_dir / "metrics.jsonl", enabled=is_main)
+        self.timing = Journal(self.run_dir / "timing.jsonl", enabled=is_main)
+        self.saved_at = time.monotonic()
+
+    def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress) -> None:
+        self.model.train()
+        while self.at.step < self.plan.num_steps:
+            started = time.monotonic()
+            micro_batches = next(batches)
+            waited = time.monotonic() - started
+            loss, grad_norm = self.train_step(micro_batches)
+            self.tell(bar, loss, grad_norm, waited, time.monotonic() - started)
+            if self.plan.evaluates_at(self.at.step):
+                self.score_and_compare()
+            if self.plan.saves_at(self.at.step) or self.at.best_step == self.at.step or self.minutes_are_over():
+                self.save()
+
+    def train_step(self, micro_batches: Sequence[TrainBatch]) -> tuple[float, float]:
+        """Do one optimizer step; return the global batch's mean loss and the norm of its gradient."""
+        step, world = self.at.step, self.accelerator.num_processes
+        # Element dropout is the one draw from torch's generator; it repeats at a fixed number of processes.
+        torch.manual_seed(derive_seed(self.plan.seed, "dropout", step, self.accelerator.process_index))
+        set_lr(self.optimizer, self.plan.lr_at(step))
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(micro_batches, start=1):
+            is_last = number == len(micro_batches)
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                loss = self.loss(batch)
+                self.accelerator.backward(loss * (world / self.plan.global_batch_size))
+            loss_sum += loss.detach()
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        limit = self.options.max_grad_norm or math.inf  # an infinite limit measures and changes nothing
+        grad_norm = self.accelerator.clip_grad_norm_(parameters, limit)
+        if world > 1:
+            loss_sum = self.accelerator.reduce(loss_sum, reduction="sum")
+        mean_loss, norm = (torch.stack([loss_sum.double().cpu(), grad_norm.double().cpu()])).tolist()
+        mean_loss /= self.plan.global_batch_size
+        self.update(mean_loss, norm, micro_batches)
+        return mean_loss, norm
+
+    def loss(self, batch: TrainBatch) -> Tensor:
+        """Return the summed training loss of one micro-batch."""
+        device = self.accelerator.device
+        images = batch.images.to(device, non_blocking=True)
+        logits = self.model(images, sample_seeds=batch.sample_seeds.to(device, non_blocking=True))
+        labels = batch.labels.to(device, non_blocking=True)
+        smoothing = self.options.label_smoothing
+        return functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+
+    def update(self, loss: float, grad_norm: float, micro_batches: Sequence[TrainBatch]) -> None:
+        """Apply the gradient, or stop before it can spoil the weights."""
+        skipped = 0
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            can_skip = self.accelerator.scaler is not None and math.isfinite(loss)
+            skipped = self.at.skipped_in_a_row + 1
+            if not can_skip or skipped >= _MAX_SKIPPED_STEPS:
+                raise WorkError(self.reason(loss, grad_norm, micro_batches))
+            self.console.say(f"step {self.at.step + 1}: fp16 overflow, the scaler skips this step ({skipped} in a row)")
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.at = Progress(self.at.step + 1, self.at.best_step, self.at.best_value, skipped)
+
+    def reason(self, loss: float, grad_norm: float, micro_batches: Sequence[TrainBatch]) -> str:
+        """Say what is not finite, where it began and which checkpoint is whole; the same on every process."""
+        model = self.accelerator.unwrap_model(self.model)
+        name_sample = self.options.name_sample
+        found = explain_nonfinite(model, micro_batches, accelerator=self.accelerator, name_sample=name_sample)
+        found = gathered_lists(self.accelerator, found)
+        last = store.pointed_step(self.checkpoints, "LATEST")
+        whole = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is whole"
+        return (
+            f"step {self.at.step + 1} stopped: loss {loss}, gradient norm {grad_norm}; {'; '.join(found)}; {whole}; "
+            "lower optimizer.lr, or look at those pictures"
+        )
+
+    def tell(self, bar: StepProgress, loss: float, grad_norm: float, waited: float, seconds: float) -> None:
+        """Write the figures of the step that was just done."""
+        step, plan = self.at.step, self.plan
+        lr = plan.lr_at(step - 1)
+        rate = plan.global_batch_size / seconds
+        shown = {
+            "loss": f"{loss:.4f}",
+            "lr": f"{lr:.2e}",
+            "images/s": f"{rate:.1f}",
+            "data wait": f"{waited / seconds:.0%}",
+        }
+        bar.update(step, shown)
+        if step % self.options.log_every_steps and step != plan.num_steps:
+            return
+        row = {"step": step, "epoch": plan.epoch_at(step), "split": "train", "loss": loss, "lr": lr}
+        if math.isfinite(grad_norm):
+            row["grad_norm"] = grad_norm
+        self.metrics.write(row)
+        is_cuda = self.accelerator.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated() if is_cuda else peak_memory_bytes()
+        timing = {"seconds": seconds, "images_per_second": rate, "data_wait_seconds": waited, "peak_memory_bytes": peak}
+        self.timing.write({"step": step, **timing})
+        self.accelerator.log({f"train/{key}": row[key] for key in ("loss", "lr")}, step=step)
+
+    def score_and_compare(self) -> None:
+        """Evaluate, write the figures and remember the best step."""
+        step = self.at.step
+        if self.evaluate is None:
+            if step == self.plan.num_steps:  # nothing selects, so the last step is the result
+                self.at = Progress(step, step, None, self.at.skipped_in_a_row)
+            return
+        started = time.monotonic()
+        metrics = self.evaluate().metrics
+        if not math.isfinite(metrics["loss"]):
+            raise WorkError(f"the val loss after step {step} is {metrics['loss']}; lower optimizer.lr")
+        self.metrics.write({"step": step, "epoch": self.plan.epoch_at(step), "split": "val", **metrics})
+        self.timing.write({"step": step, "evaluation_seconds": time.monotonic() - started})
+        self.accelerator.log({f"val/{key}": value for key, value in metrics.items()}, step=step)
+        value = metrics[self.options.metric]
+        mark = ""
+        if is_better(self.options.metric, value, self.at.best_value):
+            self.at = Progress(step, step, value, self.at.skipped_in_a_row)
+            mark = "  (best)"
+        told = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
+        self.console.say(f"step {step}  epoch {self.plan.epoch_at(step):.2f}  val  {told}{mark}")
+
+    def minutes_are_over(self) -> bool:
+        """Say, alike on every process, whether the clock asks for a checkpoint."""
+        if self.options.every_minutes is None:
+            return False
+        return on_main(
+            self.accelerator, lambda: time.monotonic() - self.saved_at >= 60 * (self.options.every_minutes or 0)
+        )
+
+    def save(self) -> None:
+        """Write the checkpoint of the step that was just done, then the pointers, then remove old ones."""
+        on_main(self.accelerator, self.write_checkpoint)
+        self.saved_at = time.monotonic()
+
+    def write_checkpoint(self) -> None:
+        """Write what a resumed run needs; on the first process only."""
+        at, root = self.at, self.checkpoints
+        scaler = self.accelerator.scaler
+        state = {
+            "best_step": at.best_step,
+            "best_value": at.best_value,
+            "skipped_in_a_row": at.skipped_in_a_row,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "num_processes": self.accelerator.num_processes,
+            "num_threads": torch.get_num_threads(),
+            **self.options.settings,
+        }
+        model = self.accelerator.unwrap_model(self.model).state_dict()
+        store.save_checkpoint(root, step=at.step, model=model, optimizer=optimizer_tensors(self.optimizer), state=state)
+        if at.best_step == at.step:
+            store.point_to(root, "BEST", at.step)
+        store.point_to(root, "LATEST", at.step)
+        store.remove_old(root, keep_last=self.options.keep_last)

@@ -1,0 +1,147 @@
+"""Every number of a run that follows from its configuration, computed once.
+
+`TrainPlan` is frozen, logged at the start and written to `plan.json`. It holds no state: the learning
+rate is a pure function of the step, and so are the steps at which the run evaluates and saves.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from vit_finetune.common.errors import RequestError
+
+# Pictures that one process takes at once where the recipe says auto: what keeps the processor busy without
+# holding more activations than needed. A CPU gains nothing from more; a small GPU holds a ViT-B with this.
+_AUTO_BATCH = {"cpu": 16, "cuda": 64, "mps": 32}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPlan:
+    """The derived numbers of a run.
+
+    Attributes:
+        num_train: training pictures.
+        num_val: pictures of the val split, 0 without one.
+        num_classes: classes of the head.
+        num_steps: optimizer steps of the whole run.
+        warmup_steps: steps of linear warm-up.
+        schedule: cosine, linear or constant.
+        lr: peak learning rate.
+        global_batch_size: pictures per step over all processes.
+        per_device_batch_size: pictures one process takes at once.
+        gradient_accumulation_steps: micro-batches per step of the process that has most.
+        evaluate_every: steps between evaluations.
+        save_every: steps between checkpoints, or None for one at every evaluation.
+        num_processes: processes that share a step.
+        mixed_precision: no, bf16 or fp16.
+        seed: of the run.
+    """
+
+    num_train: int
+    num_val: int
+    num_classes: int
+    num_steps: int
+    warmup_steps: int
+    schedule: str
+    lr: float
+    global_batch_size: int
+    per_device_batch_size: int
+    gradient_accumulation_steps: int
+    evaluate_every: int
+    save_every: int | None
+    num_processes: int
+    mixed_precision: str
+    seed: int
+
+    def __post_init__(self) -> None:
+        """Refuse a warm-up that does not fit.
+
+        Raises:
+            RequestError: the warm-up is longer than the run.
+        """
+        if self.warmup_steps > self.num_steps:
+            raise RequestError(
+                f"the warm-up of {self.warmup_steps} steps is longer than the run of {self.num_steps}; "
+                "lower schedule.warmup_steps or schedule.warmup_epochs, or train for longer"
+            )
+
+    def lr_at(self, step: int) -> float:
+        """Return the learning rate of the update that comes after `step` done steps.
+
+        Args:
+            step: steps done, from 0.
+
+        Returns:
+            The peak rate x (step + 1) / warmup_steps while warming up, then the schedule;
+            cosine and linear reach 0 at `num_steps`.
+        """
+        if step < self.warmup_steps:
+            return self.lr * (step + 1) / self.warmup_steps
+        if self.schedule == "constant":
+            return self.lr
+        progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
+        if self.schedule == "linear":
+            return self.lr * (1 - progress)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+
+    def evaluates_at(self, step: int) -> bool:
+        """Say whether the val split is scored after `step` done steps; the last step always is."""
+        return step == self.num_steps or step % self.evaluate_every == 0
+
+    def saves_at(self, step: int) -> bool:
+        """Say whether a checkpoint is due after `step` done steps; the last step always is one."""
+        return step == self.num_steps or step % (self.save_every or self.evaluate_every) == 0
+
+    def epoch_at(self, step: int) -> float:
+        """Return the pictures seen after `step` done steps over `num_train`."""
+        return step * self.global_batch_size / self.num_train
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the numbers as plain JSON values."""
+        return asdict(self)
+
+
+def steps_in(epochs: float, *, num_train: int, global_batch_size: int, least: int = 1) -> int:
+    """Return ceil(epochs x num_train / global_batch_size), at least `least`.
+
+    Args:
+        epochs: passes over the training pictures; may be a fraction.
+        num_train: training pictures.
+        global_batch_size: pictures per step over all processes.
+        least: the smallest answer.
+    """
+    steps = epochs * num_train / global_batch_size
+    return max(least, math.ceil(round(steps, 9)))  # forgives the rounding error of a product such as 0.1 x 30
+
+
+def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int, device_kind: str) -> int:
+    """Return how many pictures a process takes at once.
+
+    Args:
+        wanted: a number, or "auto".
+        global_batch_size: pictures per step over all processes.
+        num_processes: processes that share a step.
+        device_kind: cpu, cuda or mps.
+
+    Returns:
+        The number; the rest of a process's share is accumulated.
+
+    Raises:
+        RequestError: a process would have no picture, or fewer than it is told to take at once.
+    """
+    if global_batch_size < num_processes:
+        raise RequestError(
+            f"train.global_batch_size {global_batch_size} leaves some of {num_processes} processes without a picture; "
+            f"give at least {num_processes} or use fewer processes"
+        )
+    share = math.ceil(global_batch_size / num_processes)
+    if isinstance(wanted, str):
+        return min(share, _AUTO_BATCH[device_kind])
+    if wanted > share:
+        raise RequestError(
+            f"train.per_device_batch_size is {wanted}, but each of {num_processes} processes gets {share} pictures of "
+            f"train.global_batch_size {global_batch_size}; give at most {share}, or auto"
+        )
+    return wanted

@@ -1,0 +1,140 @@
+"""Whether a run starts, goes on or is done already, and putting back the state it goes on from."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import yaml
+from torch import nn
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.training import checkpoint as store
+from vit_finetune.training.journal import Journal
+from vit_finetune.training.optim import load_optimizer_tensors
+from vit_finetune.training.progress import Progress
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+    from vit_finetune.training.console import RunConsole
+
+CONFIG_FILE = "config.yaml"
+# Keys that change how a run is carried out or shown, never what it computes.
+_HARMLESS = ("checkpoint.", "data.num_workers", "run.dir", "run.trackers")
+
+
+def check_run_folder(run_dir: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> bool:
+    """Say whether the run in `run_dir` goes on (True) or starts afresh (False); write nothing.
+
+    Args:
+        run_dir: the run's folder.
+        config: the configuration as plain values.
+        resume: go on with what is there; with nothing there, start.
+        overwrite: replace what is there.
+
+    Raises:
+        RequestError: both were asked for; the folder is there and neither was; it is no run folder; or the
+            run there was started with another configuration.
+    """
+    if resume and overwrite:
+        raise RequestError("--resume and --overwrite contradict each other; give one of them")
+    if run_dir.exists() and not run_dir.is_dir():
+        raise RequestError(f"{run_dir} is a file; give another run.dir")
+    if not run_dir.is_dir() or not any(run_dir.iterdir()):
+        return False
+    saved = run_dir / CONFIG_FILE
+    if not saved.is_file():
+        raise RequestError(f"{run_dir} is not empty and no run folder (it has no {CONFIG_FILE}); give another run.dir")
+    if overwrite:
+        return False
+    if not resume:
+        raise RequestError(f"{run_dir} holds a run already; give --resume to go on, --overwrite, or another run.dir")
+    differences = list(_differences(yaml.safe_load(saved.read_text(encoding="utf-8")), config))
+    if differences:
+        listed = "; ".join(differences)
+        raise RequestError(f"{run_dir} was started with another configuration: {listed}; resume with its own {saved}")
+    return True
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in sorted({*old, *new}):
+        path = prefix + key
+        before, after = old.get(key), new.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _differences(before, after, path + ".")
+        elif before != after and not path.startswith(_HARMLESS):
+            yield f"{path} was {before!r}, now {after!r}"
+
+
+def open_run_folder(run_dir: Path, *, resuming: bool) -> None:
+    """Make the run's folder, emptied of an older run unless that run goes on."""
+    if not resuming and run_dir.is_dir():
+        shutil.rmtree(run_dir)
+    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+
+
+def restore(
+    run_dir: Path,
+    *,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    accelerator: Accelerator,
+    console: RunConsole,
+    settings: Mapping[str, object],
+    keep_threads: bool,
+) -> Progress:
+    """Put the newest whole checkpoint back and cut the journals to its step.
+
+    Args:
+        run_dir: the run's folder.
+        model: the bare network.
+        optimizer: prepared.
+        accelerator: of the run.
+        console: told what was used and what was passed over.
+        settings: what a checkpoint's own `settings` must equal.
+        keep_threads: take the thread count over from the checkpoint.
+
+    Returns:
+        Where the run goes on; step 0 where there is no whole checkpoint yet.
+
+    Raises:
+        RequestError: the checkpoint belongs to other data.
+    """
+    root = run_dir / "checkpoints"
+    step, notes = store.newest_whole(root)
+    console.say(*notes)
+    for name in ("metrics.jsonl", "timing.jsonl"):
+        Journal(run_dir / name, enabled=accelerator.is_main_process).cut(step or 0)
+    if step is None:
+        console.say("resume: no whole checkpoint yet, starting from step 0")
+        return Progress()
+    loaded = store.load_checkpoint(root, step)
+    state = loaded.state
+    for key, value in settings.items():
+        if state.get(key) != value:
+            raise RequestError(f"{run_dir} was started with another {key}: {state.get(key)!r}, now {value!r}")
+    model.load_state_dict(loaded.model)
+    load_optimizer_tensors(optimizer, loaded.optimizer)
+    if accelerator.scaler is not None and state["scaler"] is not None:
+        accelerator.scaler.load_state_dict(state["scaler"])
+    _restore_threads(state, accelerator, console, keep_threads=keep_threads)
+    console.say(f"resume: going on after step {step}")
+    return Progress(step, state["best_step"], state["best_value"], state["skipped_in_a_row"])
+
+
+def _restore_threads(
+    state: Mapping[str, Any], accelerator: Accelerator, console: RunConsole, *, keep_threads: bool
+) -> None:
+    """Results repeat bit for bit at the same number of processes and threads only."""
+    if state["num_processes"] != accelerator.num_processes:
+        before, now = state["num_processes"], accelerator.num_processes
+        console.say(f"resume: {before} processes before, {now} now: later steps agree to rounding, not bit for bit")
+    elif keep_threads:
+        torch.set_num_threads(state["num_threads"])
+    elif state["num_threads"] != torch.get_num_threads():
+        before, now = state["num_threads"], torch.get_num_threads()
+        console.say(f"resume: {before} threads before, {now} now: later steps agree to rounding, not bit for bit")
