@@ -1,0 +1,239 @@
+"""Batches: the same at any number of ranks and workers, from any step, and errors as one line."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+import traceback
+from pathlib import Path
+
+import pytest
+import torch
+from data_helpers import picture_set
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.common.seeding import derive_seed
+from vit_finetune.data import ImageSet
+from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, train_batches
+from vit_finetune.data.order import global_batch
+from vit_finetune.data.transforms import apply_seeded, build_eval_transform, build_train_transform
+
+SPEC = PreprocessSpec(input_size=(3, 8, 8))
+TRAIN = build_train_transform(SPEC, color_jitter=0.3, auto_augment="trivialaugment", random_erasing=0.3)
+EVAL = build_eval_transform(SPEC)
+COUNT = 11
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """Return eleven labelled pictures."""
+    return picture_set(tmp_path_factory.mktemp("pictures"), COUNT)
+
+
+def steps(images: ImageSet, **options: int) -> list[list[Batch]]:
+    """Return training steps, 5 of 6 samples in micro-batches of 4 unless asked otherwise."""
+    chosen = {"seed": 3, "global_batch_size": 6, "per_device_batch_size": 4, "start_step": 0, "num_steps": 5, **options}
+    return list(train_batches(images, TRAIN, **chosen))  # type: ignore[arg-type]
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """Return batches as one."""
+    names = ("images", "labels", "indices", "sample_seeds")
+    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
+
+
+def assert_equal(left: Batch, right: Batch) -> None:
+    """Check that two batches are equal to the bit."""
+    for name in ("images", "labels", "indices", "sample_seeds"):
+        assert torch.equal(getattr(left, name), getattr(right, name)), name
+
+
+def no_workers_left() -> bool:
+    """Tell whether all worker processes end within a few seconds."""
+    deadline = time.monotonic() + 10
+    while multiprocessing.active_children() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return not multiprocessing.active_children()
+
+
+def test_train_batches__are_what_the_order_says(images: ImageSet) -> None:
+    """Indices, labels, augmentation and noise seeds, each from its own written-out rule."""
+    for step, micro_batches in enumerate(steps(images)):
+        assert [len(batch) for batch in micro_batches] == [4, 2]
+        batch = joined(micro_batches)
+        epochs, indices = global_batch(step, seed=3, num_samples=COUNT, global_batch_size=6)
+        assert batch.indices.tolist() == indices.tolist()
+        assert batch.labels.tolist() == [index % 3 for index in indices]
+        assert batch.sample_seeds.tolist() == [derive_seed(3, "noise", step, int(index)) for index in indices]
+        for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
+            expected = apply_seeded(TRAIN, images.load(index), derive_seed(3, "augment", epoch, index))
+            assert torch.equal(batch.images[row], expected)
+        assert (batch.images.dtype, batch.labels.dtype, batch.sample_seeds.dtype) == (
+            torch.float32,
+            torch.int64,
+            torch.int64,
+        )
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4, 6])
+def test_train_batches__ranks_share_the_same_batch(images: ImageSet, world_size: int) -> None:
+    """The ranks' samples laid side by side are the single process's, to the bit, none left without."""
+    alone = steps(images)
+    ranks = [steps(images, rank=rank, world_size=world_size, per_device_batch_size=2) for rank in range(world_size)]
+    for step, expected in enumerate(alone):
+        assert all(len(joined(rank[step])) >= 1 for rank in ranks)
+        assert_equal(joined([batch for rank in ranks for batch in rank[step]]), joined(expected))
+
+
+def test_train_batches__go_on_at_any_step(images: ImageSet) -> None:
+    """A resumed stream is the rest of the first one, in the middle of an epoch too."""
+    whole = steps(images)
+    for start in (1, 2, 4):
+        rest = steps(images, start_step=start, num_steps=5 - start)
+        for left, right in zip(rest, whole[start:], strict=True):
+            assert_equal(joined(left), joined(right))
+
+
+def test_train_batches__workers_change_nothing(images: ImageSet) -> None:
+    """0, 1 and 2 workers give the same micro-batches, and torch's generator is not drawn from."""
+    state = torch.get_rng_state()
+    alone = steps(images)
+    for num_workers in (1, 2):
+        many = steps(images, num_workers=num_workers)
+        assert [[len(batch) for batch in step] for step in many] == [[4, 2]] * 5
+        for left, right in zip(many, alone, strict=True):
+            assert_equal(joined(left), joined(right))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert no_workers_left()
+
+
+def test_train_batches__global_batch_larger_than_the_split(images: ImageSet) -> None:
+    """A step may see a sample twice, from two epochs and differently augmented."""
+    batch = joined(steps(images, global_batch_size=25, num_steps=1)[0])
+    assert sorted(batch.indices.tolist()[:22]) == sorted([*range(COUNT)] * 2)
+    first, second = (batch.indices == batch.indices[0]).nonzero().flatten().tolist()[:2]
+    assert not torch.equal(batch.images[first], batch.images[second])
+
+
+@pytest.mark.parametrize("seed", [4, 5])
+def test_train_batches__seed_changes_everything(images: ImageSet, seed: int) -> None:
+    """Another seed gives another order, other crops and other noise."""
+    one, other = joined(steps(images, num_steps=1)[0]), joined(steps(images, num_steps=1, seed=seed)[0])
+    assert not torch.equal(one.indices, other.indices)
+    assert not set(one.sample_seeds.tolist()) & set(other.sample_seeds.tolist())
+
+
+def test_train_batches__closing_early_ends_the_workers(images: ImageSet) -> None:
+    """A stream that is closed, or dropped, in the middle leaves no process behind."""
+    options = {"seed": 0, "global_batch_size": 4, "per_device_batch_size": 2, "start_step": 0, "num_steps": 1000}
+    stream = train_batches(images, TRAIN, num_workers=2, **options)
+    next(stream)
+    assert len(multiprocessing.active_children()) == 2
+    stream.close()  # type: ignore[attr-defined]
+    assert no_workers_left()
+    stream = train_batches(images, TRAIN, num_workers=2, **options)
+    next(stream)
+    del stream
+    assert no_workers_left()
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches__bad_picture_is_one_line(num_workers: int, tmp_path: Path) -> None:
+    """A picture that breaks in the middle is the same one-line error with and without workers."""
+    images = picture_set(tmp_path, 6)
+    path = tmp_path / "all" / "4.png"
+    path.write_bytes(path.read_bytes()[:-200])
+    stream = eval_batches(images, EVAL, batch_size=2, num_workers=num_workers)
+    assert len([next(stream), next(stream)]) == 2
+    with pytest.raises(RequestError) as caught:
+        next(stream)
+    assert str(caught.value).startswith(f"cannot read {path}: ")
+    assert "\n" not in str(caught.value)
+    assert no_workers_left()
+    with pytest.raises(RequestError, match=r"4\.png"):
+        list(
+            train_batches(
+                images,
+                TRAIN,
+                seed=0,
+                global_batch_size=3,
+                per_device_batch_size=3,
+                start_step=0,
+                num_steps=2,
+                num_workers=num_workers,
+            )
+        )
+
+
+def broken_transform(image: object) -> torch.Tensor:
+    """Fail as a bug would."""
+    raise ZeroDivisionError("bug")
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_batches__a_bug_keeps_its_type_and_names_the_picture(images: ImageSet, num_workers: int) -> None:
+    """What is not the user's mistake keeps its traceback, and says which picture it met."""
+    with pytest.raises(ZeroDivisionError) as caught:
+        list(eval_batches(images, broken_transform, batch_size=2, num_workers=num_workers))
+    told = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert f"while transforming {images.name(0)}, 24x20 pixels" in told
+    traceback.clear_frames(caught.tb)  # they hold the workers' iterator
+    assert no_workers_left()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3, 13])
+def test_eval_batches__every_sample_once(images: ImageSet, world_size: int) -> None:
+    """All ranks together see every sample once and in order; more ranks than samples are fine."""
+    ranks = [list(eval_batches(images, EVAL, batch_size=4, rank=r, world_size=world_size)) for r in range(world_size)]
+    batches = [batch for rank in ranks for batch in rank]
+    assert all(1 <= len(batch) <= 4 for batch in batches)
+    batch = joined(batches)
+    assert batch.indices.tolist() == list(range(COUNT))
+    assert batch.labels.tolist() == images.labels.tolist()
+    for index in range(COUNT):
+        assert torch.equal(batch.images[index], EVAL(images.load(index)))
+
+
+def test_eval_batches__workers_change_nothing(images: ImageSet) -> None:
+    """Two workers give the same batches as none."""
+    left, right = (list(eval_batches(images, EVAL, batch_size=3, num_workers=n)) for n in (0, 2))
+    assert [len(batch) for batch in left] == [len(batch) for batch in right] == [3, 3, 3, 2]
+    assert_equal(joined(left), joined(right))
+
+
+def test_train_batches__spawned_workers_can_be_used(images: ImageSet) -> None:
+    """What a worker needs can be pickled, so platforms that spawn work as those that fork."""
+    import pickle
+
+    from vit_finetune.data.loader import _Worker
+
+    worker = pickle.loads(pickle.dumps(_Worker(images, TRAIN, 3)))
+    assert torch.equal(worker._picture(0, 1), _Worker(images, TRAIN, 3)._picture(0, 1))
+
+
+@pytest.mark.parametrize(
+    "options", [{"global_batch_size": 1, "world_size": 2}, {"per_device_batch_size": 0}, {"global_batch_size": 0}]
+)
+def test_train_batches__refuses_impossible_sizes(images: ImageSet, options: dict[str, int]) -> None:
+    """A rank without a sample is refused when the stream is asked for, not at its first step."""
+    sizes = {"global_batch_size": 6, "per_device_batch_size": 4, **options}
+    with pytest.raises(RequestError, match="at least one sample per step"):
+        train_batches(images, TRAIN, seed=0, start_step=0, num_steps=1, **sizes)
+    with pytest.raises(RequestError, match="batch_size is 0"):
+        eval_batches(images, EVAL, batch_size=0)
+
+
+def test_batch__moves_to_a_device(images: ImageSet) -> None:
+    """`to` moves every tensor."""
+    batch = steps(images, num_steps=1)[0][0].to("meta")
+    assert {tensor.device.type for tensor in (batch.images, batch.labels, batch.indices, batch.sample_seeds)} == {
+        "meta"
+    }
+
+
+def test_default_num_workers__is_sane(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None where the model computes on the same cores; else this rank's share, from 1 to 8."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(32), raising=False)
+    assert default_num_workers("cpu", 1) == 0
+    assert [default_num_workers("cuda", ranks) for ranks in (1, 4, 8, 64)] == [8, 8, 4, 1]

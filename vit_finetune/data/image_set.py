@@ -1,0 +1,152 @@
+"""Pictures with labels: what a split is, wherever its pictures lie.
+
+An `ImageSet` holds names and labels, not pixels, so it is cheap to send to a worker process.
+Where the pictures lie is the business of an `ImageStore`: `FileStore` here, `TableStore` in hub.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.data.images import decode_image
+
+
+class ImageStore(Protocol):
+    """Numbered pictures with random access; picklable."""
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Return what people call the picture: its path, or its table and row."""
+        ...
+
+    def key(self, index: int) -> str:
+        """Return the picture's name inside its data set, the same wherever the data set lies."""
+        ...
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of the picture's file."""
+        ...
+
+    def take(self, indices: NDArray[np.int64]) -> ImageStore:
+        """Return the store of these pictures alone, in this order."""
+        ...
+
+
+@dataclass(frozen=True)
+class FileStore:
+    """Pictures in files.
+
+    Attributes:
+        root: the folder that the names start from.
+        names: paths below `root` with "/".
+    """
+
+    root: Path
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.names)
+
+    def name(self, index: int) -> str:
+        """Return the path of the picture."""
+        return str(self.root / self.names[index])
+
+    def key(self, index: int) -> str:
+        """Return the path below the root."""
+        return self.names[index]
+
+    def read(self, index: int) -> bytes:
+        """Return the bytes of the file.
+
+        Raises:
+            RequestError: it cannot be read.
+        """
+        path = self.root / self.names[index]
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise RequestError(f"cannot read {path}: {error.strerror}; repair or remove it") from error
+
+    def take(self, indices: NDArray[np.int64]) -> FileStore:
+        """Return the store of these pictures alone, in this order."""
+        return FileStore(self.root, tuple(self.names[index] for index in indices))
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Pictures and the class index of each.
+
+    Attributes:
+        store: where the pictures lie.
+        labels: [N] int64, index into the class names; -1 where the class is not known.
+    """
+
+    store: ImageStore
+    labels: NDArray[np.int64]
+
+    def __post_init__(self) -> None:
+        """Refuse a wrong number of labels.
+
+        Raises:
+            ValueError: there is not exactly one label for each picture.
+        """
+        if self.labels.shape != (len(self.store),):
+            raise ValueError(f"labels have the shape {self.labels.shape} for {len(self.store)} pictures")
+
+    @classmethod
+    def from_paths(cls, paths: Iterable[str | Path]) -> ImageSet:
+        """Return a set of picture files whose classes are not known (labels -1)."""
+        names = tuple(str(path) for path in paths)
+        return cls(FileStore(Path(), names), np.full(len(names), -1, dtype=np.int64))
+
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.store)
+
+    def name(self, index: int) -> str:
+        """Return what people call the picture: its path, or its table and row."""
+        return self.store.name(index)
+
+    def load(self, index: int) -> Image.Image:
+        """Read and decode one picture to RGB.
+
+        Raises:
+            RequestError: the picture cannot be read; the message names it.
+        """
+        return decode_image(self.store.read(index), name=self.name(index))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Splits:
+    """A data set, split, with one class map.
+
+    Attributes:
+        train: what is trained on.
+        val: what the best checkpoint is chosen by, if anything.
+        test: what is scored once, at the end, if anything.
+        class_names: the classes in the order of their index, over all splits.
+        notes: for people: what was left out, or decided because nobody said.
+    """
+
+    train: ImageSet
+    val: ImageSet | None
+    test: ImageSet | None
+    class_names: tuple[str, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    def named(self) -> list[tuple[str, ImageSet]]:
+        """Return the splits that exist as (train, val or test; pictures)."""
+        splits = (("train", self.train), ("val", self.val), ("test", self.test))
+        return [(name, pictures) for name, pictures in splits if pictures is not None]

@@ -1,0 +1,259 @@
+"""Image sets -> batches, in worker processes or in this one, with the same result.
+
+The unit of work is a micro-batch: a worker is sent the indices of one and sends back its tensors. Which
+samples come when is order.py's; how each is augmented depends on (seed, epoch, index) alone, so workers
+hold no state, and neither their number nor the number of ranks changes a pixel.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vit_finetune.common.errors import RequestError, VitFinetuneError
+from vit_finetune.common.seeding import derive_seed
+from vit_finetune.data.image_set import ImageSet
+from vit_finetune.data.order import eval_indices, global_batch, rank_part
+from vit_finetune.data.transforms import Transform, apply_seeded
+
+_MAX_WORKERS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples that go through the model together.
+
+    Attributes:
+        images: [b, C, H, W] float32, normalised.
+        labels: [b] int64, class index; -1 where it is not known.
+        indices: [b] int64, which samples of the image set.
+        sample_seeds: [b] int64, what each sample's noise inside the model is drawn from.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    sample_seeds: Tensor
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        return len(self.labels)
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
+        """Return the batch on a device.
+
+        Args:
+            device: where to.
+            non_blocking: do not wait for the copy; only helps from pinned memory.
+        """
+        return Batch(*(getattr(self, item.name).to(device, non_blocking=non_blocking) for item in fields(self)))
+
+    def pin_memory(self) -> Batch:
+        """Return the batch in page-locked memory; `DataLoader` calls this."""
+        return Batch(*(getattr(self, item.name).pin_memory() for item in fields(self)))
+
+
+class _Request(NamedTuple):
+    """What a worker is asked for: one micro-batch."""
+
+    step: int
+    epochs: NDArray[np.int64]
+    indices: NDArray[np.int64]
+    is_last: bool  # of the step, on this rank
+
+
+class _Result(NamedTuple):
+    """What a worker answers."""
+
+    batch: Batch
+    is_last: bool
+
+
+class _Worker(Dataset[_Result | VitFinetuneError]):
+    """Turns requests into batches; lives in every worker process."""
+
+    def __init__(self, images: ImageSet, transform: Transform, seed: int) -> None:
+        self.images = images
+        self.transform = transform
+        self.seed = seed
+
+    def __getitem__(self, request: _Request) -> _Result | VitFinetuneError:
+        """Return the batch; an error for the user is returned too, because torch rewrites what is raised."""
+        try:
+            pictures = [
+                self._picture(epoch, index)
+                for epoch, index in zip(request.epochs.tolist(), request.indices.tolist(), strict=True)
+            ]
+        except VitFinetuneError as error:
+            return error
+        noise = [derive_seed(self.seed, "noise", request.step, index) for index in request.indices.tolist()]
+        batch = Batch(
+            images=torch.stack(pictures),
+            labels=torch.from_numpy(self.images.labels[request.indices]),
+            indices=torch.from_numpy(request.indices),
+            sample_seeds=torch.tensor(noise, dtype=torch.int64),
+        )
+        return _Result(batch, request.is_last)
+
+    def _picture(self, epoch: int, index: int) -> Tensor:
+        """Return one transformed picture."""
+        image = self.images.load(index)
+        try:
+            return apply_seeded(self.transform, image, derive_seed(self.seed, "augment", epoch, index))
+        except Exception as error:
+            error.add_note(f"while transforming {self.images.name(index)}, {image.width}x{image.height} pixels")
+            raise
+
+
+def train_batches(
+    image_set: ImageSet,
+    transform: Transform,
+    *,
+    seed: int,
+    global_batch_size: int,
+    per_device_batch_size: int,
+    start_step: int,
+    num_steps: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[list[Batch]]:
+    """Yield this rank's micro-batches of each training step.
+
+    Args:
+        image_set: the training split.
+        transform: the training transform.
+        seed: the seed of the run: decides order, augmentation and `sample_seeds`.
+        global_batch_size: samples per step over all ranks, at least `world_size`.
+        per_device_batch_size: the largest micro-batch.
+        start_step: the first step to yield, from 0; a resumed run gives the number of steps done.
+        num_steps: how many steps to yield.
+        rank: which process this is, from 0.
+        world_size: how many processes there are.
+        num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
+        pin_memory: hand over page-locked memory, for faster copies to a GPU.
+
+    Yields:
+        For each step one or more batches. Their number may differ between ranks.
+
+    Raises:
+        RequestError: a size is impossible, or a picture cannot be read; the message names it.
+    """
+    if per_device_batch_size < 1 or global_batch_size < world_size:
+        raise RequestError(
+            f"global_batch_size {global_batch_size} with per_device_batch_size {per_device_batch_size}: every one of "
+            f"{world_size} processes needs at least one sample per step"
+        )
+    if not len(image_set):
+        raise RequestError("the training split has no pictures")
+
+    def requests() -> Iterator[_Request]:
+        for step in range(start_step, start_step + num_steps):
+            epochs, indices = global_batch(
+                step, seed=seed, num_samples=len(image_set), global_batch_size=global_batch_size
+            )
+            mine = rank_part(global_batch_size, rank, world_size)
+            for start in range(mine.start, mine.stop, per_device_batch_size):
+                stop = min(start + per_device_batch_size, mine.stop)
+                yield _Request(step, epochs[start:stop], indices[start:stop], stop == mine.stop)
+
+    return _steps(_run(_Worker(image_set, transform, seed), requests(), num_workers, pin_memory))
+
+
+def eval_batches(
+    image_set: ImageSet,
+    transform: Transform,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """Yield this rank's share of an image set, in order, every sample once over all ranks.
+
+    Args:
+        image_set: what to evaluate.
+        transform: the evaluation transform.
+        batch_size: the largest batch.
+        rank: which process this is, from 0.
+        world_size: how many processes there are.
+        num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
+        pin_memory: hand over page-locked memory, for faster copies to a GPU.
+
+    Yields:
+        Batches; none where there are more ranks than samples and this rank has no share.
+
+    Raises:
+        RequestError: a picture cannot be read; the message names it.
+    """
+    if batch_size < 1:
+        raise RequestError(f"batch_size is {batch_size}; it must be at least 1")
+    indices = np.array(eval_indices(len(image_set), rank, world_size), dtype=np.int64)
+    requests = (
+        _Request(0, np.zeros_like(part), part, is_last=True)
+        for part in (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+    )
+    results = _run(_Worker(image_set, transform, 0), requests, num_workers, pin_memory)
+    return (result.batch for result in results)
+
+
+def default_num_workers(device_kind: str, world_size: int) -> int:
+    """Return a sane number of worker processes for each rank.
+
+    Args:
+        device_kind: "cpu", "cuda", ...: on a CPU the model needs the cores, so decoding stays in its process.
+        world_size: how many ranks share this machine.
+
+    Returns:
+        0 on a CPU; else this rank's share of the cores that the process may use, from 1 to 8.
+    """
+    if device_kind == "cpu":
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(_MAX_WORKERS, max(1, cores // world_size))
+
+
+def _steps(results: Iterator[_Result]) -> Iterator[list[Batch]]:
+    """Gather micro-batches into steps."""
+    step: list[Batch] = []
+    for result in results:
+        step.append(result.batch)
+        if result.is_last:
+            yield step
+            step = []
+
+
+def _run(worker: _Worker, requests: Iterable[_Request], num_workers: int, pin_memory: bool) -> Iterator[_Result]:
+    """Send requests to workers and yield the answers in order.
+
+    Closing the generator, or an error, ends the workers: the loop holds the only reference to the iterator that owns
+    them.
+    """
+    loader = DataLoader(
+        worker,
+        sampler=requests,
+        batch_size=None,  # a request is a whole batch
+        num_workers=num_workers,
+        collate_fn=_unchanged,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),  # so that torch's default generator is not drawn from
+    )
+    for result in loader:
+        if isinstance(result, VitFinetuneError):
+            raise result
+        yield result
+
+
+def _unchanged(result: Any) -> Any:
+    """Return the answer as the worker made it."""
+    return result

@@ -1,0 +1,106 @@
+"""What exactly was trained on: every picture of every split, with its hash.
+
+The manifest is read before step 1, which is also where an unreadable file is found, and again at
+resume, which notices changed data. Pixels are not decoded here: a file that begins well and ends
+too early is found when it is trained on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.files import atomic_file
+from vit_finetune.data.image_set import ImageSet, Splits
+from vit_finetune.data.images import check_header
+
+_NUM_THREADS = 8  # reading waits for disks, and hashing lets go of the interpreter
+_MAX_ERRORS_SHOWN = 5
+_COLUMNS = ("split", "index", "name", "label", "class_name", "num_bytes", "sha256")
+_Entry = tuple[str, int, str, int, str, int, str]
+
+
+def write_manifest(splits: Splits, path: Path) -> str:
+    """Write the manifest of a data set as parquet, whole or not at all.
+
+    Args:
+        splits: the data set; every file is read once.
+        path: the file to write. Columns: split (train, val, test), index (position in the split), name
+            (below the root, or split#row), label, class_name, num_bytes, sha256.
+
+    Returns:
+        The same digest as `manifest_hash`; it also stands in the file's metadata as `manifest_hash`.
+
+    Raises:
+        RequestError: pictures that cannot be read, named.
+    """
+    entries = _read_entries(splits)
+    digest = _digest(entries)
+    columns: list[Any] = [list(column) for column in zip(*entries, strict=True)]
+    table = pa.table(columns, names=_COLUMNS).replace_schema_metadata({"manifest_hash": digest})
+    with atomic_file(path) as temporary:
+        pq.write_table(table, temporary)
+    return digest
+
+
+def manifest_hash(splits: Splits) -> str:
+    """Return a digest that changes with any picture's split, name, class or bytes, or with their order.
+
+    Args:
+        splits: the data set; every file is read once. Where it lies does not matter.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        RequestError: pictures that cannot be read, named.
+    """
+    return _digest(_read_entries(splits))
+
+
+def _read_entries(splits: Splits) -> list[_Entry]:
+    """Read and check every file, several at a time, and return the rows in order."""
+    entries: list[_Entry] = []
+    errors: list[RequestError] = []
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
+        for split, images in splits.named():
+
+            def read(index: int, split: str = split, images: ImageSet = images) -> _Entry | RequestError:
+                return _read_entry(split, images, index, splits.class_names)
+
+            for result in pool.map(read, range(len(images))):
+                if isinstance(result, RequestError):
+                    errors.append(result)
+                else:
+                    entries.append(result)
+    if errors:
+        more = f"; and {len(errors) - _MAX_ERRORS_SHOWN:,} more" if len(errors) > _MAX_ERRORS_SHOWN else ""
+        raise RequestError("; ".join(str(error) for error in errors[:_MAX_ERRORS_SHOWN]) + more)
+    return entries
+
+
+def _read_entry(split: str, images: ImageSet, index: int, class_names: tuple[str, ...]) -> _Entry | RequestError:
+    """Return the row of one picture, or why it has none."""
+    try:
+        data = images.store.read(index)
+        check_header(data, name=images.name(index))
+    except RequestError as error:
+        return error
+    label = int(images.labels[index])
+    digest = hashlib.sha256(data).hexdigest()
+    return split, index, images.store.key(index), label, class_names[label], len(data), digest
+
+
+def _digest(entries: list[_Entry]) -> str:
+    """Return the digest of the rows, independent of the parquet writer."""
+    digest = hashlib.sha256()
+    for entry in entries:
+        digest.update(json.dumps(entry).encode() + b"\n")
+    return digest.hexdigest()

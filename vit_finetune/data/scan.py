@@ -1,0 +1,145 @@
+"""Which picture files lie below a folder, in natural order. Names only: no pixels, no labels.
+
+Hidden entries and files that are not pictures are left out and counted; links are followed, but
+never into a folder that holds them.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.data.images import IMAGE_SUFFIXES
+
+NaturalKey = tuple[tuple[tuple[str | int, ...], ...], str]
+_DIGITS = re.compile(r"([0-9]+)")
+
+
+@dataclass(frozen=True)
+class Scan:
+    """What lies below one folder.
+
+    Attributes:
+        names: picture files, relative to the folder with "/", in natural order.
+        empty: folders below it that hold neither pictures nor folders, in natural order.
+        num_hidden: entries that were left out because their name begins with a dot.
+        num_other: files that were left out because their ending is not a picture's.
+        num_loops: links that were left out because they lead back to a folder that holds them.
+    """
+
+    names: tuple[str, ...]
+    empty: tuple[str, ...]
+    num_hidden: int = 0
+    num_other: int = 0
+    num_loops: int = 0
+
+    def notes(self, root: Path) -> tuple[str, ...]:
+        """Return one line for people about what was left out below `root`; none if nothing was."""
+        counts = (
+            (self.num_other, "not pictures"),
+            (self.num_hidden, "hidden"),
+            (self.num_loops, "links back to a folder above"),
+        )
+        parts = [f"{count:,} {what}" for count, what in counts if count]
+        return (f"{root}: left out {', '.join(parts)}",) if parts else ()
+
+
+def natural_key(name: str) -> NaturalKey:
+    """Return a sort key that orders numbers by value, letters without case, and folder by folder.
+
+    Args:
+        name: a name or a path with "/".
+
+    Returns:
+        A key: `["10", "9", "a/2", "A/10"]` sorts as 9, 10, a/2, A/10; ties go by the plain text.
+    """
+    parts = tuple(
+        tuple(int(piece) if piece.isdigit() and piece.isascii() else piece.casefold() for piece in _DIGITS.split(part))
+        for part in name.split("/")
+    )
+    return parts, name
+
+
+def scan_folder(root: Path) -> Scan:
+    """List the picture files below a folder, in natural order.
+
+    Args:
+        root: an existing folder.
+
+    Raises:
+        RequestError: a folder cannot be listed.
+    """
+    names: list[str] = []
+    empty: list[str] = []
+    num_hidden = num_other = num_loops = 0
+    pending: list[tuple[str, frozenset[str]]] = [("", frozenset())]
+    while pending:
+        relative, above = pending.pop()
+        folder = root / relative
+        above = above | {os.path.realpath(folder)}
+        files, folders = _list(folder)
+        pictures = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _hidden(name)]
+        shown = [name for name in folders if not _hidden(name)]
+        inner = [name for name in shown if os.path.realpath(folder / name) not in above]
+        prefix = f"{relative}/" if relative else ""
+        names += [prefix + name for name in pictures]
+        pending += [(prefix + name, above) for name in inner]
+        hidden = sum(_hidden(name) for name in files + folders)
+        num_hidden += hidden
+        num_other += len(files) + len(folders) - len(shown) - len(pictures) - hidden
+        num_loops += len(shown) - len(inner)
+        if relative and not pictures and not inner:
+            empty.append(relative)
+    return Scan(
+        tuple(sorted(names, key=natural_key)), tuple(sorted(empty, key=natural_key)), num_hidden, num_other, num_loops
+    )
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the pictures that files and folders stand for, folders recursively.
+
+    Args:
+        paths: files, which are taken whatever their ending, and folders.
+
+    Returns:
+        Paths in the order of `paths`, inside a folder in natural order.
+
+    Raises:
+        RequestError: a path does not exist, or a folder holds no picture.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            names = scan_folder(path).names
+            if not names:
+                raise RequestError(f"no pictures below {path}; looked for files ending in {endings()}")
+            found += [path / name for name in names]
+        elif path.exists():
+            found.append(path)
+        else:
+            raise RequestError(f"{path} does not exist; give picture files or folders")
+    return found
+
+
+def endings() -> str:
+    """Return the endings of picture files, for messages."""
+    return ", ".join(sorted(IMAGE_SUFFIXES))
+
+
+def _hidden(name: str) -> bool:
+    """Tell whether a name is hidden, as `._x.jpg` beside `x.jpg` in an archive from a Mac."""
+    return name.startswith(".")
+
+
+def _list(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the files and of the folders in a folder; a broken link is a file."""
+    try:
+        with os.scandir(folder) as entries:
+            listed = [(entry.name, entry.is_dir()) for entry in entries]
+    except OSError as error:
+        raise RequestError(f"cannot list the folder {folder}: {error.strerror}") from error
+    return [name for name, is_dir in listed if not is_dir], [name for name, is_dir in listed if is_dir]

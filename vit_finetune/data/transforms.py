@@ -1,0 +1,209 @@
+"""RGB pictures -> the tensors that a checkpoint expects, from its `PreprocessSpec`.
+
+The evaluation transform is timm's, number for number; the training transforms are torchvision's v2.
+Everything random draws from torch's default generator, and `apply_seeded` makes that a pure function
+of (picture, seed). Mixup and CutMix mix batches and are not here.
+
+Sources: timm 1.0, data/transforms_factory.py (what is equal is tested); Inception crop: Szegedy et al.
+2014 (arXiv 1409.4842); RandAugment: 1909.13719; TrivialAugment: 2103.10158; random erasing: 1708.04896.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tvf
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.common.suggest import did_you_mean
+
+Transform = Callable[[Image.Image], Tensor]
+AUTO_AUGMENTS = ("randaugment", "trivialaugment")
+
+
+def apply_seeded(transform: Transform, image: Image.Image, seed: int) -> Tensor:
+    """Apply a transform so that its result depends on the picture and the seed alone.
+
+    torch's default generator, `random` and numpy's global generator are seeded and put back as they were
+    (60 us together; `torch.random.fork_rng` takes 500). Not for threads: these generators are global.
+
+    Args:
+        transform: any transform.
+        image: an RGB picture.
+        seed: in [0, 2**63).
+
+    Returns:
+        What the transform returns.
+    """
+    generator = torch.default_generator
+    states = generator.get_state(), random.getstate(), np.random.get_state()
+    try:
+        generator.manual_seed(seed)
+        random.seed(seed)
+        np.random.seed(seed & 0xFFFFFFFF)
+        return transform(image)
+    finally:
+        generator.set_state(states[0])
+        random.setstate(states[1])
+        np.random.set_state(states[2])
+
+
+def build_train_transform(
+    spec: PreprocessSpec,
+    *,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    hflip: float = 0.5,
+    vflip: float = 0.0,
+    color_jitter: float = 0.0,
+    auto_augment: str | None = None,
+    random_erasing: float = 0.0,
+) -> Transform:
+    """Build the training transform.
+
+    Args:
+        spec: size, interpolation, mean and std; its crop fields are for evaluation.
+        scale: smallest and largest share of the picture's area that the random crop takes, in (0, 1].
+        ratio: smallest and largest width / height of the crop, before it is resized.
+        hflip: probability of mirroring left and right.
+        vflip: probability of mirroring top and bottom.
+        color_jitter: brightness, contrast and saturation each change by a factor of 1 +- this, 0 or more.
+        auto_augment: "randaugment" (2 operations of magnitude 9), "trivialaugment", or None.
+        random_erasing: probability of replacing a rectangle by the mean colour.
+
+    Returns:
+        A picklable function: RGB picture -> [C, H, W] float32, normalised.
+
+    Raises:
+        RequestError: an option is outside of what it allows, or the model takes neither 1 nor 3 channels.
+    """
+    _check_range("scale", scale, 1.0)
+    _check_range("ratio", ratio, math.inf)
+    for name, probability in (("hflip", hflip), ("vflip", vflip), ("random_erasing", random_erasing)):
+        if not 0 <= probability <= 1:
+            raise RequestError(f"{name} is {probability}; a probability is between 0 and 1")
+    if color_jitter < 0:
+        raise RequestError(f"color_jitter is {color_jitter}; it must be 0 or more")
+    interpolation = v2.InterpolationMode(spec.interpolation)
+    steps = [
+        *_channels(spec),
+        v2.RandomResizedCrop(spec.input_size[1:], scale=scale, ratio=ratio, interpolation=interpolation),
+        *([v2.RandomHorizontalFlip(hflip)] if hflip else []),
+        *([v2.RandomVerticalFlip(vflip)] if vflip else []),
+        *_auto_augment(auto_augment, spec),
+        *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
+        *_normalised(spec),
+        *([v2.RandomErasing(random_erasing)] if random_erasing else []),
+    ]
+    transform: Transform = v2.Compose(steps)
+    return transform
+
+
+def build_eval_transform(spec: PreprocessSpec) -> Transform:
+    """Build the evaluation transform, timm's number for number.
+
+    Args:
+        spec: all of it; see its `crop_mode` for the three ways.
+
+    Returns:
+        A picklable function: RGB picture -> [C, H, W] float32, normalised.
+
+    Raises:
+        RequestError: the model takes neither 1 nor 3 channels.
+    """
+    size = spec.input_size[1:]
+    height, width = (math.floor(side / spec.crop_pct) for side in size)
+    interpolation = v2.InterpolationMode(spec.interpolation)
+    if spec.crop_mode == "squash":
+        resize = [v2.Resize((height, width), interpolation=interpolation), v2.CenterCrop(size)]
+    elif spec.crop_mode == "border":
+        resize = [_FitResize((height, width), interpolation, inside=True), _CropOrPad(size, _mean_color(spec))]
+    elif height == width:  # two ways because timm has two: the longer side is rounded down here, to the nearest below
+        resize = [v2.Resize(height, interpolation=interpolation), v2.CenterCrop(size)]
+    else:
+        resize = [_FitResize((height, width), interpolation, inside=False), v2.CenterCrop(size)]
+    transform: Transform = v2.Compose([*_channels(spec), *resize, *_normalised(spec)])
+    return transform
+
+
+class _FitResize(torch.nn.Module):
+    """Resize a picture, shape kept, to fit inside a box or to cover it."""
+
+    def __init__(self, size: tuple[int, int], interpolation: v2.InterpolationMode, *, inside: bool) -> None:
+        super().__init__()
+        self.size = size
+        self.interpolation = interpolation
+        self.inside = inside
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the resized picture."""
+        ratios = image.height / self.size[0], image.width / self.size[1]
+        ratio = max(ratios) if self.inside else min(ratios)
+        size = [max(round(side / ratio), 1) for side in (image.height, image.width)]
+        resized: Image.Image = tvf.resize(image, size, interpolation=self.interpolation)
+        return resized
+
+
+class _CropOrPad(torch.nn.Module):
+    """Cut the centre out of a picture; where the picture is smaller, surround it with a colour."""
+
+    def __init__(self, size: tuple[int, int], color: list[int]) -> None:
+        super().__init__()
+        self.size = size
+        self.color = color
+
+    def forward(self, image: Image.Image) -> Image.Image:
+        """Return the picture in exactly the size asked for."""
+        down, right = (max(side, 0) for side in (self.size[0] - image.height, self.size[1] - image.width))
+        if down or right:
+            padding = [right // 2, down // 2, right - right // 2, down - down // 2]  # left, top, right, bottom
+            image = tvf.pad(image, padding, fill=self.color)
+        cut: Image.Image = tvf.center_crop(image, list(self.size))
+        return cut
+
+
+def _channels(spec: PreprocessSpec) -> list[torch.nn.Module]:
+    """Return the step that makes RGB what the model takes: nothing, or gray first of all, as timm's reader does."""
+    channels = spec.input_size[0]
+    if channels not in (1, 3):
+        raise RequestError(f"the model takes {channels} channels, but pictures have 3, or 1 where they are made gray")
+    return [v2.Grayscale()] if channels == 1 else []
+
+
+def _normalised(spec: PreprocessSpec) -> list[torch.nn.Module]:
+    """Return the steps from a picture of bytes to a normalised float32 tensor."""
+    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))]
+
+
+def _auto_augment(name: str | None, spec: PreprocessSpec) -> list[torch.nn.Module]:
+    """Return the automatic augmentation of that name; what it uncovers becomes the mean colour."""
+    if name is None:
+        return []
+    options = {"interpolation": v2.InterpolationMode.BILINEAR, "fill": _mean_color(spec)}
+    if name == "randaugment":
+        return [v2.RandAugment(**options)]
+    if name == "trivialaugment":
+        return [v2.TrivialAugmentWide(**options)]
+    raise RequestError(
+        f"auto_augment is {name!r}{did_you_mean(name, AUTO_AUGMENTS)}; it is one of {', '.join(AUTO_AUGMENTS)}, or null"
+    )
+
+
+def _mean_color(spec: PreprocessSpec) -> list[int]:
+    """Return the mean as a colour of bytes."""
+    return [round(255 * value) for value in spec.mean]
+
+
+def _check_range(name: str, limits: tuple[float, float], largest: float) -> None:
+    """Refuse limits that are not positive and in order."""
+    if len(limits) != 2 or not 0 < limits[0] <= limits[1] <= largest:
+        below = "" if math.isinf(largest) else f" and at most {largest:g}"
+        raise RequestError(f"{name} is {tuple(limits)}; it is (smallest, largest), both above 0{below}")
