@@ -90,7 +90,8 @@ class DiffHeads(Heads):
         """Return the weight of the second map, a scalar; in float32, as timm computes it."""
         first: Tensor = (self.lambda_q1 * self.lambda_k1).sum().float().exp()
         second: Tensor = (self.lambda_q2 * self.lambda_k2).sum().float().exp()
-        return first - second + self.lambda_init
+        out: Tensor = first - second + self.lambda_init
+        return out
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return attended values [B, N, D] of queries, keys and values [B, N, D]."""
