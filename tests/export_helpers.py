@@ -21,6 +21,7 @@ FAMILIES: list[tuple[str, dict[str, Any]]] = [
     ("vit_base_patch16_224", {"img_size": (64, 64), "global_pool": "avg", "reg_tokens": 3, "init_values": 0.1}),
     ("vit_tiny_patch16_224", {"img_size": (64, 48), "patch_size": (8, 16), "in_chans": 1, "act_layer": "silu"}),
     ("vit_tiny_patch16_224", {"img_size": (64, 64), "dynamic_img_size": True, "drop_path_rate": 0.2, "qk_norm": True}),
+    ("vit_tiny_patch16_224", {"img_size": (64, 64), "norm_layer": "rmsnorm"}),
     ("deit_tiny_distilled_patch16_224", {"img_size": (64, 64)}),
 ]
 
