@@ -170,3 +170,10 @@ def test_load_splits__source_that_is_not_there(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     with pytest.raises(WorkError, match="someone/pets is not a local path, and the Hub cannot be asked"):
         load_splits(source="someone/pets")
+
+    def refuse(*args: object, **options: object) -> None:
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'someone/pets' doesn't exist\non the Hub")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    with pytest.raises(RequestError, match=r"cannot open the Hub data set someone/pets: .*doesn't exist on the Hub$"):
+        load_splits(source="someone/pets")

@@ -238,6 +238,17 @@ def test_find_images__files_and_folders(tmp_path: Path) -> None:
         find_images([tmp_path / "nothing.png"])
 
 
+def test_scan_folder__names_a_folder_it_may_not_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that the system will not list is an error, not an empty class."""
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("os.scandir", refuse)
+    with pytest.raises(RequestError, match=r"cannot list the folder .*: Permission denied"):
+        scan_folder(tmp_path)
+
+
 def test_image_set__is_picklable_and_checks_its_labels(tmp_path: Path) -> None:
     """A set travels to another process; a wrong number of labels is refused; unlabelled paths have -1."""
     paths = find_images([write_pictures(tmp_path, {"a": 2})])

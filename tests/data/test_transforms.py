@@ -80,27 +80,23 @@ def test_train_transform__gives_the_models_input(auto_augment: str | None, chann
 
 
 def test_apply_seeded__depends_on_picture_and_seed_alone() -> None:
-    """Equal whatever was drawn before; different for other seeds; all three generators left as they were."""
+    """Equal whatever was drawn before, from any generator; different for other seeds; the generator left as it was."""
     transform = build_train_transform(SPEC, auto_augment="randaugment", **EVERYTHING)  # type: ignore[arg-type]
     torch.manual_seed(1)
     first = apply_seeded(transform, photo(0), 5)
     torch.rand(7)
+    random.seed(8)
+    np.random.seed(9)
     assert torch.equal(apply_seeded(transform, photo(0), 5), first)
     others = [apply_seeded(transform, photo(0), seed) for seed in range(6, 30)]
     assert not any(torch.equal(other, first) for other in others)
-
-    def draw(image: object) -> torch.Tensor:
-        return torch.tensor([torch.rand(()).item(), random.random(), np.random.rand()])
-
-    states = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    assert torch.equal(apply_seeded(draw, photo(0), 2**63 - 1), apply_seeded(draw, photo(1), 2**63 - 1))
-    assert torch.equal(torch.get_rng_state(), states[0])
-    assert random.getstate() == states[1]
-    assert np.array_equal(np.random.get_state()[1], states[2][1])
+    state = torch.get_rng_state()
+    apply_seeded(transform, photo(0), 2**63 - 1)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_apply_seeded__restores_after_an_error() -> None:
-    """The generators are put back also where the transform fails."""
+    """The generator is put back also where the transform fails."""
 
     def fail(image: object) -> torch.Tensor:
         raise ZeroDivisionError

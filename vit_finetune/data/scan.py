@@ -24,7 +24,7 @@ class Scan:
     """What lies below one folder.
 
     Attributes:
-        names: picture files, relative to the folder with "/", in natural order.
+        names: picture files, relative to the folder with "/", in natural order, a folder's own before those below.
         empty: folders below it that hold neither pictures nor folders, in natural order.
         num_hidden: entries that were left out because their name begins with a dot.
         num_other: files that were left out because their ending is not a picture's.
@@ -65,7 +65,7 @@ def natural_key(name: str) -> NaturalKey:
 
 
 def scan_folder(root: Path) -> Scan:
-    """List the picture files below a folder, in natural order.
+    """List the picture files below a folder, folder by folder, in natural order.
 
     Args:
         root: an existing folder.
@@ -81,22 +81,18 @@ def scan_folder(root: Path) -> Scan:
         relative, above = pending.pop()
         folder = root / relative
         above = above | {os.path.realpath(folder)}
-        files, folders = _list(folder)
-        pictures = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES and not _hidden(name)]
-        shown = [name for name in folders if not _hidden(name)]
-        inner = [name for name in shown if os.path.realpath(folder / name) not in above]
+        files, folders, hidden = _list(folder)
+        pictures = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
+        inner = [name for name in folders if os.path.realpath(folder / name) not in above]
         prefix = f"{relative}/" if relative else ""
-        names += [prefix + name for name in pictures]
-        pending += [(prefix + name, above) for name in inner]
-        hidden = sum(_hidden(name) for name in files + folders)
+        names += [prefix + name for name in sorted(pictures, key=natural_key)]
+        pending += [(prefix + name, above) for name in sorted(inner, key=natural_key, reverse=True)]
         num_hidden += hidden
-        num_other += len(files) + len(folders) - len(shown) - len(pictures) - hidden
-        num_loops += len(shown) - len(inner)
+        num_other += len(files) - len(pictures)
+        num_loops += len(folders) - len(inner)
         if relative and not pictures and not inner:
             empty.append(relative)
-    return Scan(
-        tuple(sorted(names, key=natural_key)), tuple(sorted(empty, key=natural_key)), num_hidden, num_other, num_loops
-    )
+    return Scan(tuple(names), tuple(empty), num_hidden, num_other, num_loops)
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -130,16 +126,17 @@ def endings() -> str:
     return ", ".join(sorted(IMAGE_SUFFIXES))
 
 
-def _hidden(name: str) -> bool:
-    """Tell whether a name is hidden, as `._x.jpg` beside `x.jpg` in an archive from a Mac."""
-    return name.startswith(".")
+def _list(folder: Path) -> tuple[list[str], list[str], int]:
+    """Return the names of the visible files and folders in a folder, and how many entries are hidden.
 
-
-def _list(folder: Path) -> tuple[list[str], list[str]]:
-    """Return the names of the files and of the folders in a folder; a broken link is a file."""
+    Hidden is what begins with a dot, as `._x.jpg` beside `x.jpg` in an archive from a Mac. A broken link is a file.
+    """
     try:
         with os.scandir(folder) as entries:
             listed = [(entry.name, entry.is_dir()) for entry in entries]
     except OSError as error:
         raise RequestError(f"cannot list the folder {folder}: {error.strerror}") from error
-    return [name for name, is_dir in listed if not is_dir], [name for name, is_dir in listed if is_dir]
+    visible = [(name, is_dir) for name, is_dir in listed if not name.startswith(".")]
+    files = [name for name, is_dir in visible if not is_dir]
+    folders = [name for name, is_dir in visible if is_dir]
+    return files, folders, len(listed) - len(visible)
