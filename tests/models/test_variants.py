@@ -72,7 +72,7 @@ def test_create_model__unknown_name_suggests():
     """A misspelt name is refused with the closest one, a name with a tag with the way to load it."""
     with pytest.raises(RequestError, match="did you mean 'vit_tiny_patch16_224'"):
         create_model("vit_tiny_patch16_242")
-    with pytest.raises(RequestError, match="load 'timm:vit_tiny_patch16_224.augreg_in21k'"):
+    with pytest.raises(RequestError, match=r"load 'timm:vit_tiny_patch16_224\.augreg_in21k'"):
         create_model("vit_tiny_patch16_224.augreg_in21k")
     with pytest.raises(RequestError, match=r"list_models\(\)"):
         create_model("resnet50")

@@ -98,7 +98,7 @@ class DiffHeads(Heads):
         (q1, q2), (k1, k2) = self.split(q, k)
         v = rearrange(v, "b n (nh hd) -> b nh n hd", nh=self.num_heads)
         first, second = attend(q1, k1, v, dropout=self.dropout), attend(q2, k2, v, dropout=self.dropout)
-        out = self.sub_norm(first - self._lambda().type_as(q1) * second) * (1 - self.lambda_init)
+        out: Tensor = self.sub_norm(first - self._lambda().type_as(q1) * second) * (1 - self.lambda_init)
         return rearrange(out, "b nh n hd -> b n (nh hd)")
 
     def map(self, q: Tensor, k: Tensor) -> Tensor:
