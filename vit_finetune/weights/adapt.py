@@ -96,7 +96,10 @@ def _fit_head(fitted: Fitted, target: Mapping[str, Tensor], head: HeadChoice) ->
             )
         shapes = ", ".join(f"{name} {list(theirs[name].shape)}" for name in sorted(theirs))
         raise RequestError(f"the file's head ({shapes}) doesn't fit the model's {sorted(ours)}; ask for head='drop'")
-    reason = "head='drop' was asked for" if head == "drop" else "its shapes don't agree with the model's head"
+    if head == "drop":
+        reason = "head='drop' was asked for"
+    else:
+        reason = "its shapes don't agree with the model's head" if ours else "the model has no head"
     for name in theirs:
         del fitted.tensors[name]
         fitted.dropped[name] = reason

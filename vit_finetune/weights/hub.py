@@ -34,7 +34,7 @@ def fetch_folder(repository: str, *, filename: str | None = None) -> Path:
         raise RequestError(f"{repository!r} is not a repository name; write owner/name or owner/name@revision")
     name, _, revision = repository.partition("@")
     if filename is not None:
-        found = _fetch(name, filename, revision or None)
+        found = _fetch(name, filename, revision or None, required=True)
         if found is None:
             raise RequestError(f"the repository {name} has no file {filename}")
         return found
@@ -47,15 +47,18 @@ def fetch_folder(repository: str, *, filename: str | None = None) -> Path:
         if weights.suffix == ".json":
             shards = json.loads(weights.read_text(encoding="utf-8")).get("weight_map", {})
             for shard in sorted(set(shards.values())):
-                if _fetch(name, shard, commit) is None:
+                if _fetch(name, shard, commit, required=True) is None:
                     raise RequestError(f"the repository {name} lacks {shard}, which its {weights.name} lists")
         _fetch(name, PREPROCESSOR_NAME, commit)
         return weights.parent
     raise RequestError(f"the repository {name} holds no weights; looked for {', '.join(WEIGHT_NAMES)}")
 
 
-def _fetch(name: str, filename: str, revision: str | None) -> Path | None:
-    """Return a file of the repository, or None where the repository has no such file."""
+def _fetch(name: str, filename: str, revision: str | None, *, required: bool = False) -> Path | None:
+    """Return a file of the repository, or None where the repository has no such file.
+
+    Without network a file that isn't cached counts as absent where the repository's weights are, unless it is required.
+    """
     from huggingface_hub import constants, hf_hub_download
     from huggingface_hub.errors import (
         EntryNotFoundError,
@@ -70,9 +73,7 @@ def _fetch(name: str, filename: str, revision: str | None) -> Path | None:
     try:
         return Path(hf_hub_download(name, filename, revision=revision))
     except LocalEntryNotFoundError as error:
-        cached = _cached_snapshot(name, revision)
-        if cached is not None:
-            # The repository was fetched before, just without this file: it was not there, or was not wanted.
+        if not required and _weights_are_cached(name, revision):
             return None
         reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub can't be reached"
         raise WorkError(
@@ -93,16 +94,14 @@ def _fetch(name: str, filename: str, revision: str | None) -> Path | None:
     except HFValidationError as error:
         raise RequestError(f"{name!r} is not a repository name: {error}") from error
     except (HfHubHTTPError, OSError) as error:
-        raise WorkError(f"{filename} of {name} could not be fetched: {error}") from error
+        raise WorkError(f"{filename} of {name} could not be fetched: {str(error).splitlines()[0]}") from error
 
 
-def _cached_snapshot(name: str, revision: str | None) -> Path | None:
-    """Return the cached folder of a repository's revision that holds weights, or None."""
+def _weights_are_cached(name: str, revision: str | None) -> bool:
+    """Say whether the cache holds weights of a repository's revision."""
     from huggingface_hub import constants
 
     root = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
     reference = root / "refs" / (revision or "main")
-    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision or ""
-    snapshot = root / "snapshots" / commit
-    has_weights = bool(commit) and any((snapshot / candidate).is_file() for candidate in WEIGHT_NAMES)
-    return snapshot if has_weights else None
+    commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
+    return commit is not None and any((root / "snapshots" / commit / weights).is_file() for weights in WEIGHT_NAMES)

@@ -24,10 +24,11 @@ from vit_finetune.weights.load import stated_config
 from vit_finetune.weights.readers import read_json
 from vit_finetune.weights.rules import to_timm
 
-# What shapes and names tell of a network; the architectures that share most of it are the closest.
-_TOLD = (
-    *("embed_dim", "depth", "patch_size", "img_size", "class_token", "no_embed_class", "reg_tokens", "distilled"),
-    *("pre_norm", "qkv_bias", "block_fn", "mlp_layer", "mlp_ratio", "attn_layer", "norm_layer", "norm_after_pool"),
+# What shapes and names tell of a network: first its size, then its parts.
+_SIZES = ("embed_dim", "depth", "patch_size")
+_PARTS = (
+    *("img_size", "class_token", "no_embed_class", "reg_tokens", "distilled", "pre_norm", "qkv_bias", "block_fn"),
+    *("mlp_layer", "mlp_ratio", "attn_layer", "norm_layer", "norm_after_pool"),
 )
 _CLOSEST = 5
 
@@ -190,9 +191,11 @@ def _network(
 def closest_architectures(config: ViTConfig) -> tuple[str, ...]:
     """Return the registered names that share most with a network, most alike first."""
 
-    def distance(name: str) -> int:
+    def distance(name: str) -> tuple[int, int, str]:
         other = variant_config(name)
-        differing = [key for key in _TOLD if getattr(other, key) != getattr(config, key)]
-        return len(differing) + ((other.init_values is None) != (config.init_values is None))
+        sizes = [key for key in _SIZES if getattr(other, key) != getattr(config, key)]
+        parts = [key for key in _PARTS if getattr(other, key) != getattr(config, key)]
+        scaled = (other.init_values is None) != (config.init_values is None)
+        return len(sizes), len(parts) + scaled, name
 
-    return tuple(sorted(list_models(), key=lambda name: (distance(name), name))[:_CLOSEST])
+    return tuple(sorted(list_models(), key=distance)[:_CLOSEST])

@@ -18,7 +18,7 @@ from torch import Tensor
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.suggest import did_you_mean
-from vit_finetune.models.head import replace_head
+from vit_finetune.models.head import HeadInit, replace_head
 from vit_finetune.models.variants import variant_config
 from vit_finetune.models.vit import VisionTransformer, ViTConfig
 from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
@@ -74,7 +74,7 @@ def from_pretrained(
     *,
     name: str | None = None,
     num_classes: int | None = None,
-    head_init: str | float = "zeros",
+    head_init: HeadInit = "zeros",
     pos_embed: str = "bicubic",
     grid: tuple[int, int] | None = None,
     **overrides: Any,
@@ -105,8 +105,7 @@ def from_pretrained(
     config = _source_config(checkpoint, converted.tensors, name, overrides)
     keeps_head = num_classes is None and "head.weight" in converted.tensors
     classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
-    with torch.device("meta"):
-        model = VisionTransformer(config.updated({**overrides, "num_classes": classes}))
+    model = _empty_model(config.updated({**overrides, "num_classes": classes}))
     model.name = name or checkpoint.architecture
     fitted = fit_tensors(
         converted.tensors,
@@ -180,6 +179,14 @@ def _source_config(
         raise RequestError(f"{checkpoint.description} doesn't name its architecture: give name=...; {error}") from error
 
 
+def _empty_model(config: ViTConfig) -> VisionTransformer:
+    """Build a network of shapes alone: initialising a ViT-L would cost 7 s, and every value is replaced anyway."""
+    with torch.device("meta"):
+        model = VisionTransformer(config.updated({"weight_init": "skip"}))
+    model.config = config
+    return model
+
+
 def _stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
     """Return the patch grid that the source's own image size gives, or None where it doesn't say."""
     weight = tensors.get("patch_embed.proj.weight")
@@ -199,8 +206,9 @@ def _size_head(
     head = tensors.get("head.weight")
     if head is None or head.shape[0] == model.num_classes:
         return
-    backbone = {key: tensor for key, tensor in tensors.items() if not key.startswith(HEAD_PARTS)}
-    fit_tensors(backbone, model.state_dict(), config=model.config, head="drop", pos_embed=pos_embed, grid=grid)
+    target = {key: tensor for key, tensor in model.state_dict().items() if not key.startswith(HEAD_PARTS)}
+    target |= {key: tensors[key] for key in ("head.weight", "head.bias") if key in tensors}
+    fit_tensors(tensors, target, config=model.config, head="keep", pos_embed=pos_embed, grid=grid)
     replace_head(model, int(head.shape[0]))
 
 
@@ -212,10 +220,14 @@ def _put_into(model: VisionTransformer, fitted: Fitted, *, assign: bool) -> list
     """
     target = model.state_dict()
     notes = _warnings(fitted, target)
-    values = {}
-    for key, current in target.items():
-        tensor = fitted.tensors.get(key, current)
-        values[key] = tensor.to(current.dtype).contiguous() if assign else tensor
+    values = {key: fitted.tensors.get(key, current) for key, current in target.items()}
+    if assign:
+        taken: set[int] = set()
+        for key, tensor in values.items():
+            value = tensor.to(target[key].dtype).contiguous()
+            # Two names of one stored tensor become two parameters, which must not train as one.
+            values[key] = value.clone() if value.data_ptr() in taken else value
+            taken.add(value.data_ptr())
     model.load_state_dict(values, strict=True, assign=assign)
     left = [key for key, tensor in itertools.chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta]
     assert not left, f"nothing was put into {left}"
@@ -229,8 +241,8 @@ def _warnings(fitted: Fitted, target: Mapping[str, Tensor]) -> list[str]:
         if tensor.dtype != target[key].dtype:
             pair = str(tensor.dtype).removeprefix("torch."), str(target[key].dtype).removeprefix("torch.")
             casts[pair] = casts.get(pair, 0) + 1
-        # A sum is finite only if every value is, or if large values overflow it: look closer then.
-        if not torch.isfinite(tensor.sum(dtype=torch.float32)) and not torch.isfinite(tensor).all():
+        # One pass without memory: a sum that is finite has finite terms. Else look closer, as large terms overflow too.
+        if not torch.isfinite(tensor.float().sum()) and not torch.isfinite(tensor.float()).all():
             not_finite.append(key)
     notes = [f"cast {count} tensors from {theirs} to {ours}" for (theirs, ours), count in casts.items()]
     if not_finite:

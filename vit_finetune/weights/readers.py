@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import pickle
 import struct
 from collections.abc import Mapping
@@ -60,6 +61,8 @@ def read_file(path: Path) -> FileContent:
         raise RequestError(f"there is no file {path}")
     if path.suffix not in SUFFIXES:
         raise RequestError(f"{path} is not a weight file that can be read; allowed endings: {', '.join(SUFFIXES)}")
+    if not os.access(path, os.R_OK):
+        raise RequestError(f"{path} may not be read by this user; change its permissions")
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         tensors, notes = strip_prefixes(tensors)

@@ -1,8 +1,8 @@
 """Fitting the three tensors whose shape depends on the picture: positions, patch kernel, input channels.
 
 Grids and sizes are always (height, width), never the square root of a token count. Each function returns its input
-unchanged where nothing has to change and works in float32 whatever the dtype, as timm does. This module knows tensors
-only: which tensor of which file needs what is decided in `adapt.py`.
+unchanged where nothing has to change and works in float32 whatever the dtype, as timm does ("bilinear" in float64, as
+scipy does). This module knows tensors only: which tensor of which file needs what is decided in `adapt.py`.
 
 Sources: timm `resample_abs_pos_embed`, `resample_patch_embed`, `adapt_input_conv`; FlexiViT (arXiv 2212.08013,
 section 3.4) for the pseudo-inverse; google-research/vision_transformer `checkpoint.py` for "bilinear".
@@ -55,12 +55,12 @@ def resample_pos_embed(
         )
     if old_grid == new_grid:
         return table
-    prefix, grid = table[:, :num_prefix], table[:, num_prefix:].float()
+    prefix, grid = table[:, :num_prefix], table[:, num_prefix:]
     image = rearrange(grid, "1 (h w) d -> 1 d h w", h=old_grid[0])
     if method == "bicubic":
-        image = F.interpolate(image, size=new_grid, mode="bicubic", antialias=True)
+        image = F.interpolate(image.float(), size=new_grid, mode="bicubic", antialias=True)
     else:
-        image = F.interpolate(image, size=new_grid, mode="bilinear", align_corners=True)
+        image = F.interpolate(image.double(), size=new_grid, mode="bilinear", align_corners=True)
     return torch.cat([prefix, rearrange(image, "1 d h w -> 1 (h w) d").to(table.dtype)], dim=1)
 
 

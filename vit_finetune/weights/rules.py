@@ -105,7 +105,10 @@ def to_timm(tensors: Mapping[str, Tensor], layout: Format) -> Converted:
             converted.tensors[bare] = tensor
         elif found := _match(layout, bare):
             ours, rule, position = found
-            groups.setdefault(ours, (rule, {}))[1][position] = name
+            first, parts = groups.setdefault(ours, (rule, {}))
+            if first != rule or position in parts:
+                raise RequestError(f"the file holds two tensors for {ours}: {', '.join(parts.values())}, {name}")
+            parts[position] = name
         else:
             unknown.append(name)
     missing = [ours for ours, (rule, parts) in groups.items() if len(parts) != len(rule.sources)]
