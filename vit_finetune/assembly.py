@@ -186,6 +186,7 @@ def start_screen(
     """Return what a person wants to know before the run starts."""
     height, width = model.config.img_size
     sizes = ", ".join(f"{len(pictures):,} {name}" for name, pictures in splits.named())
+    epochs = plan.epoch_at(plan.num_steps)
     return [
         f"model    {model.name} at {height}x{width}: {tuned.num_trained:,} parameters trained, "
         f"{tuned.num_frozen:,} frozen ({config.tuning.mode})",
@@ -193,7 +194,7 @@ def start_screen(
         f"data     {sizes} pictures, {len(splits.class_names)} classes ({config.train.task}, imbalance: "
         f"{config.train.imbalance})",
         *(f"data     {note}" for note in splits.notes),
-        f"plan     {plan.num_steps} steps x {plan.global_batch_size} pictures = {plan.epoch_at(plan.num_steps):.2f} epochs, "
+        f"plan     {plan.num_steps} steps x {plan.global_batch_size} pictures = {epochs:.2f} epochs, "
         f"{plan.warmup_steps} steps of warm-up, then {plan.schedule}, peak lr {plan.lr:g}",
         f"plan     {plan.num_processes} process(es) x {plan.per_device_batch_size} pictures x "
         f"{plan.gradient_accumulation_steps} accumulated, precision {plan.mixed_precision}, on {place}",

@@ -36,6 +36,14 @@ def main() -> None:
         if not report_failure(error):
             print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
+    except RuntimeError as error:
+        from vit_finetune.training.launch import launched_by_us, lost_a_peer
+
+        if not lost_a_peer(error):
+            raise
+        if not launched_by_us():
+            print("error: stopped, because another process of this run ended", file=sys.stderr)
+        sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -36,7 +36,8 @@ class FinishedRun(Protocol):
     """What `finetune` returns, as far as it matters here."""
 
     @property
-    def run_dir(self) -> Path: ...
+    def run_dir(self) -> Path:
+        """The run's folder."""
 
 
 class Predictor:

@@ -24,7 +24,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.models import VisionTransformer, ViTConfig, variant_config
-from vit_finetune.weights.metadata import embedded_metadata
+from vit_finetune.weights.metadata import embedded_metadata, settle_header
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -87,6 +87,7 @@ def export_model_folder(
     with atomic_folder(place) as folder:
         metadata = embedded_metadata(name, model_args, preprocess=preprocess, class_names=names)
         save_file(_tensors(model), folder / WEIGHTS_NAME, metadata=metadata)
+        settle_header(folder / WEIGHTS_NAME)
         write_json(folder / CONFIG_NAME, _timm_config(model, name, model_args, preprocess, names))
     if place != dst:
         _replace(dst, place)

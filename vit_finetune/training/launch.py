@@ -6,13 +6,16 @@ import json
 import logging
 import os
 import sys
+import time
 import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
 from vit_finetune.common.errors import VitFinetuneError
+from vit_finetune.common.machine import num_cores
 
 _STARTED_BY_US = "VIT_FINETUNE_LAUNCHED"
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def launch(arguments: Sequence[str], *, num_processes: int) -> tuple[int, str | None]:
@@ -29,6 +32,7 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> tuple[int, str | 
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     os.environ[_STARTED_BY_US] = "1"  # inherited by the processes; see `report_failure`
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, num_cores() // num_processes)))
     logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # our line replaces its reports
     config = LaunchConfig(
         min_nodes=1,
@@ -44,9 +48,16 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> tuple[int, str | 
         elastic_launch(config, sys.executable)("-u", "-m", "vit_finetune", *arguments)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
-        code = failure.exitcode if failure.exitcode > 0 else 1
-        return code, failure.message if code == 2 or failure.error_file_data else f"process {rank}: {failure.message}"
+        told = failure.error_file_data.get("message", {})
+        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
+        return max(1, failure.exitcode), told.get("message") or f"process {rank} of the run ended with {how}"
     return 0, None
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Say whether an error only tells that another process of the run ended, which then tells why itself."""
+    is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return is_shared and any(sign in str(error) for sign in _LOST_PEER)
 
 
 def report_failure(error: VitFinetuneError) -> bool:
@@ -58,5 +69,11 @@ def report_failure(error: VitFinetuneError) -> bool:
     file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if file is None:
         return False
-    Path(file).write_text(json.dumps({"message": {"message": str(error), "extraInfo": {}}}), encoding="utf-8")
+    details = {"timestamp": str(int(time.time())), "py_callstack": ""}
+    Path(file).write_text(json.dumps({"message": {"message": str(error), "extraInfo": details}}), encoding="utf-8")
+    return launched_by_us()
+
+
+def launched_by_us() -> bool:
+    """Say whether `launch` started this process, and so tells the person what went wrong in it."""
     return _STARTED_BY_US in os.environ

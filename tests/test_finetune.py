@@ -1,0 +1,243 @@
+"""Whole runs: what a run leaves behind, that a killed one ends as if undisturbed, that two processes equal one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from run_helpers import ROOT, make_pictures, run_module, tiny_config
+from safetensors.torch import load_file
+
+from vit_finetune import Config, Predictor, finetune
+from vit_finetune.common.errors import RequestError
+from vit_finetune.finetune import RunResult
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("data") / "pictures")
+
+
+@pytest.fixture(scope="module")
+def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    """One run that several tests look at."""
+    return finetune(tiny_config(pictures, tmp_path_factory.mktemp("runs") / "one"))
+
+
+def rows(run_dir: Path, split: str) -> list[dict[str, Any]]:
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["split"] == split]
+
+
+def test_finetune__run_folder_is_the_documented_one(finished: RunResult) -> None:
+    """Every file of the run folder is there, and the figures in them agree with the result."""
+    names = {path.name for path in finished.run_dir.iterdir()}
+    assert names == {
+        *("config.yaml", "plan.json", "environment.json", "load_report.json", "manifest.parquet", "metrics.jsonl"),
+        *("timing.jsonl", "run.log", "metrics.json", "checkpoints", "model", "predictions.parquet"),
+    }
+    figures = json.loads((finished.run_dir / "metrics.json").read_text())
+    assert figures["split"] == "val"
+    assert figures["num_samples"] == 15
+    assert {name: figures[name] for name in finished.metrics} == finished.metrics
+    assert finished.num_steps == 8
+    best = (finished.run_dir / "checkpoints" / "BEST").read_text().strip()
+    assert best == f"step-{finished.best_step:08d}"
+
+
+def test_finetune__rows_are_functions_of_the_step_only(finished: RunResult) -> None:
+    """metrics.jsonl has a row for each step and evaluation, and nothing that a clock says."""
+    assert [row["step"] for row in rows(finished.run_dir, "train")] == list(range(1, 9))
+    assert [row["step"] for row in rows(finished.run_dir, "val")] == [4, 8]
+    assert set(rows(finished.run_dir, "train")[0]) == {"step", "epoch", "split", "loss", "lr", "grad_norm"}
+    assert rows(finished.run_dir, "val")[0]["epoch"] == pytest.approx(4 * 12 / 42)
+
+
+def test_finetune__first_loss_of_a_zero_head_is_ln_k(finished: RunResult) -> None:
+    """A zero-initialised head says nothing at first: the loss of step 1 is ln 3 for three classes."""
+    assert rows(finished.run_dir, "train")[0]["loss"] == pytest.approx(math.log(3), abs=1e-6)
+
+
+def test_finetune__resolved_config_reads_back(finished: RunResult, pictures: Path) -> None:
+    """config.yaml is the whole configuration, autos kept as auto, and loads back equal."""
+    config = Config.load(finished.run_dir / "config.yaml")
+    assert config == Config.load(tiny_config(pictures, finished.run_dir))
+    assert yaml.safe_load((finished.run_dir / "config.yaml").read_text())["train"]["mixed_precision"] == "auto"
+
+
+def test_finetune__predictions_are_every_val_picture_in_order(finished: RunResult, pictures: Path) -> None:
+    """predictions.parquet has each held-out picture once, in data set order, and its accuracy is the reported one."""
+    import pandas as pd
+
+    table = pd.read_parquet(finished.run_dir / "predictions.parquet")
+    assert list(table["index"]) == list(range(15))
+    assert len(set(table["path"])) == 15
+    assert table["correct"].mean() == pytest.approx(finished.metrics["accuracy"])
+    assert (table["label"] == table["path"].map(lambda path: Path(path).parent.name)).all()
+
+
+def test_model_folder__timm_and_transformers_give_our_predictions(finished: RunResult, pictures: Path) -> None:
+    """timm.create_model("local-dir:...") and transformers open model/ as it is and agree with the Predictor."""
+    import timm
+    from transformers import AutoModelForImageClassification
+
+    folder = finished.run_dir / "model"
+    predictor = Predictor(finished.run_dir)
+    images = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    wrapped = AutoModelForImageClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        ours = predictor.model(images)
+        torch.testing.assert_close(theirs(images), ours, atol=1e-5, rtol=0)
+        torch.testing.assert_close(wrapped(images).logits, ours, atol=1e-5, rtol=0)
+    assert [wrapped.config.id2label[index] for index in range(3)] == ["blue", "green", "red"]
+
+
+def test_model_folder__single_file_is_enough(finished: RunResult, pictures: Path, tmp_path: Path) -> None:
+    """The safetensors file alone carries class names and preprocessing: same probabilities as the run gives."""
+    alone = tmp_path / "anything.safetensors"
+    alone.write_bytes((finished.run_dir / "model" / "model.safetensors").read_bytes())
+    folder = pictures / "val" / "red"
+    ours, from_file = Predictor(finished.run_dir)([folder]), Predictor(alone)([folder])
+    assert ours.labels == from_file.labels
+    np.testing.assert_array_equal(ours.probabilities, from_file.probabilities)
+
+
+def test_finetune__resume_of_a_finished_run_changes_nothing(finished: RunResult, pictures: Path) -> None:
+    """Resuming a run that is done returns its figures; weights and rows stay byte for byte."""
+    names = ("metrics.jsonl", "metrics.json", "model/model.safetensors", "checkpoints/BEST")
+    before = [(finished.run_dir / name).read_bytes() for name in names]
+    again = finetune(tiny_config(pictures, finished.run_dir), resume=True)
+    assert again.metrics == finished.metrics
+    assert [(finished.run_dir / name).read_bytes() for name in names] == before
+
+
+def test_finetune__resume_refuses_another_configuration(finished: RunResult, pictures: Path) -> None:
+    """A changed learning rate is refused with the difference; a harmless key goes through."""
+    with pytest.raises(RequestError, match=r"optimizer\.lr was 0\.001, now 0\.002"):
+        finetune(tiny_config(pictures, finished.run_dir, optimizer={"lr": 2e-3}), resume=True)
+
+
+def test_finetune__resume_refuses_other_data(tmp_path: Path) -> None:
+    """One changed picture changes the manifest, and the run says that its data is not what it was."""
+    root = make_pictures(tmp_path / "pictures", train=4, val=2)
+    config = tiny_config(root, tmp_path / "run", train={"steps": 2})
+    finetune(config)
+    (root / "train" / "red" / "0.png").write_bytes((root / "train" / "red" / "1.png").read_bytes())
+    with pytest.raises(RequestError, match="another data"):
+        finetune(config, resume=True)
+
+
+def test_finetune__an_error_leaves_no_run_folder(tmp_path: Path) -> None:
+    """A broken picture is found before the run's folder is made, so the next try needs no --overwrite."""
+    root = make_pictures(tmp_path / "pictures", train=4, val=2)
+    (root / "train" / "red" / "0.png").write_bytes(b"no picture")
+    with pytest.raises(RequestError, match=r"0\.png"):
+        finetune(tiny_config(root, tmp_path / "runs" / "one"))
+    assert not list((tmp_path / "runs").glob("*")) if (tmp_path / "runs").exists() else True
+
+
+def test_finetune__linear_probe_leaves_the_backbone_alone(pictures: Path, tmp_path: Path) -> None:
+    """Only the head differs between the first and the last checkpoint of a linear probe."""
+    result = finetune(
+        tiny_config(
+            pictures, tmp_path / "probe", tuning={"mode": "linear_probe"}, checkpoint={"every_steps": 1, "keep_last": 9}
+        )
+    )
+    first = load_file(result.run_dir / "checkpoints" / "step-00000001" / "model.safetensors")
+    last = load_file(result.run_dir / "checkpoints" / "step-00000008" / "model.safetensors")
+    changed = {name for name in first if not torch.equal(first[name], last[name])}
+    assert changed == {"head.weight", "head.bias"}
+
+
+def test_finetune__test_split_is_scored_once_and_does_not_select(pictures: Path, tmp_path: Path) -> None:
+    """With a test split the final figures are its own; no evaluation row mentions it."""
+    result = finetune(tiny_config(pictures, tmp_path / "test", data={"val_split": "val", "test_split": "train"}))
+    figures = json.loads((result.run_dir / "metrics.json").read_text())
+    assert figures["split"] == "test"
+    assert figures["num_samples"] == 42
+    assert rows(result.run_dir, "test") == []
+
+
+def test_finetune__without_val_the_last_step_is_the_result(pictures: Path, tmp_path: Path) -> None:
+    """With no val split nothing selects: the model is the last step's."""
+    result = finetune(tiny_config(pictures, tmp_path / "noval", data={"val_split": None}))
+    assert result.best_step == 8
+    assert result.metrics == {}
+    assert (result.run_dir / "model" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_finetune__killed_run_ends_as_if_undisturbed(pictures: Path, tmp_path: Path) -> None:
+    """SIGKILL in mid-epoch, then --resume: final weights and metrics.jsonl are byte for byte the undisturbed run's."""
+    options = {"train": {"steps": 24}, "checkpoint": {"every_steps": 5}, "evaluation": {"every_steps": 8}}
+    recipes = {name: tmp_path / f"{name}.yaml" for name in ("killed", "whole")}
+    for name, path in recipes.items():
+        path.write_text(yaml.safe_dump(tiny_config(pictures, tmp_path / name, **options)))
+    journal = tmp_path / "killed" / "metrics.jsonl"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vit_finetune", "train", str(recipes["killed"])],
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (journal.is_file() and journal.read_text().count("\n") >= 9) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed" / "metrics.json").exists(), "the run ended before it was killed"
+
+    resumed = run_module(["train", str(recipes["killed"]), "--resume"])
+    assert resumed.returncode == 0, resumed.stderr
+    assert "resume: going on after step" in resumed.stdout
+    assert run_module(["train", str(recipes["whole"])]).returncode == 0
+    for name in ("metrics.jsonl", "model/model.safetensors", "checkpoints/step-00000024/optimizer.safetensors"):
+        assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_finetune__two_processes_are_one(pictures: Path, tmp_path: Path) -> None:
+    """Two gloo processes see the same pictures with the same noise: loss curve to 1e-5, every count exact."""
+    recipes = {}
+    for name in ("one", "two"):
+        recipes[name] = tmp_path / f"{name}.yaml"
+        recipes[name].write_text(yaml.safe_dump(tiny_config(pictures, tmp_path / name, train={"steps": 12})))
+    finetune(recipes["one"])
+    done = run_module(["train", str(recipes["two"]), "--num-processes", "2"])
+    assert done.returncode == 0, done.stderr
+    for split in ("train", "val"):
+        one, two = rows(tmp_path / "one", split), rows(tmp_path / "two", split)
+        assert [row["step"] for row in one] == [row["step"] for row in two]
+        np.testing.assert_allclose([row["loss"] for row in two], [row["loss"] for row in one], atol=1e-5)
+    assert [row["accuracy"] for row in one] == [row["accuracy"] for row in two]
+    figures = [json.loads((tmp_path / name / "metrics.json").read_text()) for name in ("one", "two")]
+    assert figures[0]["per_class"] == figures[1]["per_class"]
+    assert figures[0]["num_samples"] == figures[1]["num_samples"] == 15
+    assert done.stdout.count("plan     ") == 2, "only the first process speaks"
+
+
+@pytest.mark.slow
+def test_finetune__a_broken_picture_on_one_process_ends_all_with_one_line(tmp_path: Path) -> None:
+    """A picture that cannot be decoded stops both processes with one line that names it, and exit code 2."""
+    root = make_pictures(tmp_path / "pictures", train=4, val=2)
+    broken = root / "train" / "red" / "0.png"
+    broken.write_bytes(broken.read_bytes()[:3000])  # the header is fine, the pixels end early
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump(tiny_config(root, tmp_path / "run")))
+    done = run_module(["train", str(recipe), "--num-processes", "2"])
+    assert done.returncode == 2
+    assert done.stderr.count("error:") == 1
+    assert str(broken) in done.stderr
+    assert "Traceback" not in done.stderr
