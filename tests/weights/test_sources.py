@@ -17,7 +17,7 @@ from weights_helpers import NAME, NAMES, same, save_folder, save_tiny, tiny
 
 from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.common.preprocess import IMAGENET_MEAN
-from vit_finetune.weights import from_pretrained, load_pretrained, read_source
+from vit_finetune.weights import from_pretrained, hub, load_pretrained, read_source
 from vit_finetune.weights.sidecars import read_config, read_preprocessor
 
 TAG = "test_vit.r160_in1k"  # timm's smallest: 0.4 M parameters
@@ -211,7 +211,7 @@ def test_hub__offline_without_cache_names_the_file_and_the_way(offline_cache):
         with pytest.raises(WorkError) as caught:
             read_source(source)
         message = str(caught.value)
-        assert f"of {repository}" in message
+        assert message.startswith(f"model.safetensors (with config.json) of {repository} (revision ")
         assert "HF_HUB_OFFLINE is set" in message
         assert f"hf download {repository}" in message
         assert str(offline_cache) in message
@@ -245,15 +245,21 @@ def test_timm__offline_with_cache(offline_cache):
 
 
 def test_hub__unreachable(tmp_path, monkeypatch):
-    """A hub that doesn't answer is one clear line too."""
+    """A hub that can't be looked up, and one that doesn't answer, are one clear line too, the first at once."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
-    def refuse(*_args, **_options):
+    asked = []
+
+    def refuse(*_args, local_files_only, **_options):
+        asked.append(local_files_only)
         raise huggingface_hub.errors.LocalEntryNotFoundError("no connection")
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
-    with pytest.raises(WorkError, match="the hub can't be reached"):
-        read_source("hf-hub:me/model")
+    for proxies in ({}, {"https": "http://proxy:3128"}):
+        monkeypatch.setattr(hub, "getproxies", lambda proxies=proxies: proxies)
+        with pytest.raises(WorkError, match="the hub can't be reached"):
+            read_source("hf-hub:me/model")
+    assert asked == [True, False]  # without a way to look the hub up, only the cache is asked: no half minute of tries
 
 
 CHILD = '''
@@ -370,4 +376,6 @@ def test_hub__downloads_then_works_offline(tmp_path):
 
     offline = ask(tmp_path, *good[:3], "hf-hub:me/never", HF_HUB_OFFLINE="1")
     assert offline[:3] == online[:3]
-    assert offline[3].startswith("WorkError hf-hub:me/never config.json of me/never (revision main) is needed")
+    assert offline[3].startswith(
+        "WorkError hf-hub:me/never model.safetensors (with config.json) of me/never (revision main) is needed"
+    )

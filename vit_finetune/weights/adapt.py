@@ -198,7 +198,7 @@ def _demand_equality(fitted: Fitted, target: Mapping[str, Tensor]) -> None:
     if kinds:
         problems.append(f"{len(kinds)} not of a floating-point type: {', '.join(kinds[:8])}")
     if problems:
-        raise RequestError("the file doesn't fit the model: " + "; ".join(problems))
+        raise RequestError("the weights don't fit the model: " + "; ".join(problems))
 
 
 def _by(size: tuple[int, int]) -> str:

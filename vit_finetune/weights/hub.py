@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.weights.folder import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHT_NAMES
@@ -71,13 +74,15 @@ def _fetch(name: str, filename: str, revision: str | None, *, required: bool = F
     )
 
     try:
-        return Path(hf_hub_download(name, filename, revision=revision))
+        # Where the hub's name isn't known, huggingface_hub would try for half a minute and log every try.
+        return Path(hf_hub_download(name, filename, revision=revision, local_files_only=not _hub_is_known()))
     except LocalEntryNotFoundError as error:
         if not required and _weights_are_cached(name, revision):
             return None
         reason = "HF_HUB_OFFLINE is set" if constants.is_offline_mode() else "the hub can't be reached"
+        needed = f"{WEIGHT_NAMES[0]} (with {CONFIG_NAME})" if filename == CONFIG_NAME else filename
         raise WorkError(
-            f"{filename} of {name} (revision {revision or 'main'}) is needed, {reason}, and it is not in the cache "
+            f"{needed} of {name} (revision {revision or 'main'}) is needed, {reason}, and it is not in the cache "
             f"{constants.HF_HUB_CACHE}. Bring it: run `hf download {name}` on a machine with network and copy "
             f"models--{name.replace('/', '--')} from its cache into this one, or give a downloaded folder as the source"
         ) from error
@@ -95,6 +100,19 @@ def _fetch(name: str, filename: str, revision: str | None, *, required: bool = F
         raise RequestError(f"{name!r} is not a repository name: {error}") from error
     except (HfHubHTTPError, OSError) as error:
         raise WorkError(f"{filename} of {name} could not be fetched: {str(error).splitlines()[0]}") from error
+
+
+def _hub_is_known() -> bool:
+    """Say whether the hub's host can be looked up, or a proxy would do that for us."""
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode() or getproxies():
+        return True  # huggingface_hub knows what to do
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, None)
+    except OSError:
+        return False
+    return True
 
 
 def _weights_are_cached(name: str, revision: str | None) -> bool:

@@ -17,10 +17,10 @@ from vit_finetune.common.files import sha256_file
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.models.variants import list_models, variant_config
 from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.architecture import stated_config
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.folder import read_path, weights_in
 from vit_finetune.weights.formats import FORMATS, detect_format
-from vit_finetune.weights.load import stated_config
 from vit_finetune.weights.readers import read_json
 from vit_finetune.weights.rules import to_timm
 

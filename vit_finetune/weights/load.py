@@ -7,7 +7,8 @@ differences that a caller may ask for are named in `adapt.py`, all else is an er
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,9 +20,9 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.models.head import HeadInit, replace_head
-from vit_finetune.models.variants import variant_config
 from vit_finetune.models.vit import VisionTransformer, ViTConfig
 from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
+from vit_finetune.weights.architecture import source_config, stated_grid
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.formats import FORMATS, detect_format
 from vit_finetune.weights.report import LoadReport
@@ -58,13 +59,14 @@ def load_pretrained(
     """
     _check_choices(head, pos_embed)
     checkpoint = read_source(source)
-    converted = _to_our_names(checkpoint)
-    grid = grid or _stated_grid(checkpoint, converted.tensors)
-    if head == "keep":
-        _size_head(model, converted.tensors, pos_embed, grid)
-    fitted = fit_tensors(
-        converted.tensors, model.state_dict(), config=model.config, head=head, pos_embed=pos_embed, grid=grid
-    )
+    with _naming(checkpoint):
+        converted = _converted(checkpoint)
+        grid = grid or stated_grid(checkpoint, converted.tensors)
+        if head == "keep":
+            _size_head(model, converted.tensors, pos_embed, grid)
+        fitted = fit_tensors(
+            converted.tensors, model.state_dict(), config=model.config, head=head, pos_embed=pos_embed, grid=grid
+        )
     notes = _put_into(model, fitted, assign=False)
     return _report(checkpoint, converted, fitted, model, notes)
 
@@ -101,20 +103,20 @@ def from_pretrained(
     """
     _check_choices("drop", pos_embed)
     checkpoint = read_source(source)
-    converted = _to_our_names(checkpoint)
-    config = _source_config(checkpoint, converted.tensors, name, overrides)
-    keeps_head = num_classes is None and "head.weight" in converted.tensors
-    classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
-    model = _empty_model(config.updated({**overrides, "num_classes": classes}))
-    model.name = name or checkpoint.architecture
-    fitted = fit_tensors(
-        converted.tensors,
-        model.state_dict(),
-        config=model.config,
-        head="keep" if keeps_head else "drop",
-        pos_embed=pos_embed,
-        grid=grid or _stated_grid(checkpoint, converted.tensors),
-    )
+    with _naming(checkpoint):
+        converted = _converted(checkpoint)
+        config = source_config(checkpoint, converted.tensors, name=name, known=overrides)
+        keeps_head = num_classes is None and "head.weight" in converted.tensors
+        classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
+        model = _empty_model(config.updated({**overrides, "num_classes": classes}), name or checkpoint.architecture)
+        fitted = fit_tensors(
+            converted.tensors,
+            model.state_dict(),
+            config=model.config,
+            head="keep" if keeps_head else "drop",
+            pos_embed=pos_embed,
+            grid=grid or stated_grid(checkpoint, converted.tensors),
+        )
     if isinstance(source, Mapping):
         # The caller's tensors stay the caller's: training must not write into them.
         fitted.tensors = {key: tensor.detach().clone() for key, tensor in fitted.tensors.items()}
@@ -139,64 +141,31 @@ def own_memory(model: torch.nn.Module) -> None:
             parameter.data = parameter.data.clone()
 
 
-def stated_config(checkpoint: Checkpoint) -> ViTConfig | None:
-    """Return the network that a source says it is made for, or None where it doesn't say.
-
-    Raises:
-        RequestError: it says something that can't be built.
-    """
-    if checkpoint.architecture is not None:
-        return variant_config(checkpoint.architecture).updated(checkpoint.model_args)
-    return ViTConfig.from_mapping(checkpoint.model_args) if checkpoint.model_args else None
-
-
 def _check_choices(head: str, pos_embed: str) -> None:
     for word, allowed, option in ((head, HEAD_CHOICES, "head"), (pos_embed, POS_EMBED_METHODS, "pos_embed")):
         if word not in allowed:
             raise RequestError(f"{option}={word!r} is none of {', '.join(allowed)}{did_you_mean(str(word), allowed)}")
 
 
-def _to_our_names(checkpoint: Checkpoint) -> Converted:
-    """Convert a checkpoint's tensors, naming the source in whatever goes wrong."""
+@contextmanager
+def _naming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name the source in whatever is wrong with its tensors."""
     try:
-        return to_timm(checkpoint.tensors, FORMATS[detect_format(checkpoint.tensors)])
+        yield
     except RequestError as error:
         raise RequestError(f"{checkpoint.description}: {error}") from error
 
 
-def _source_config(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], name: str | None, overrides: Mapping[str, Any]
-) -> ViTConfig:
-    """Return the network to build, before overrides: as named, as stated, or as the shapes tell."""
-    if name is not None and name != checkpoint.architecture:
-        return variant_config(name)
-    stated = stated_config(checkpoint)
-    if stated is not None:
-        return stated
-    try:
-        return ViTConfig.from_state_dict(tensors, known=overrides)
-    except RequestError as error:
-        raise RequestError(f"{checkpoint.description} doesn't name its architecture: give name=...; {error}") from error
+def _converted(checkpoint: Checkpoint) -> Converted:
+    return to_timm(checkpoint.tensors, FORMATS[detect_format(checkpoint.tensors)])
 
 
-def _empty_model(config: ViTConfig) -> VisionTransformer:
+def _empty_model(config: ViTConfig, name: str | None) -> VisionTransformer:
     """Build a network of shapes alone: initialising a ViT-L would cost 7 s, and every value is replaced anyway."""
     with torch.device("meta"):
         model = VisionTransformer(config.updated({"weight_init": "skip"}))
-    model.config = config
+    model.config, model.name = config, name
     return model
-
-
-def _stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
-    """Return the patch grid that the source's own image size gives, or None where it doesn't say."""
-    weight = tensors.get("patch_embed.proj.weight")
-    try:
-        config = stated_config(checkpoint)
-    except RequestError:
-        return None  # a network that isn't ours: the tensors themselves will say what doesn't fit
-    if config is None or weight is None or weight.ndim != 4:
-        return None
-    return config.img_size[0] // int(weight.shape[2]), config.img_size[1] // int(weight.shape[3])
 
 
 def _size_head(

@@ -1,0 +1,66 @@
+"""Which network a source's weights are for: as named, as the source states it, or as the shapes tell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.models.variants import variant_config
+from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.checkpoint import Checkpoint
+
+
+def stated_config(checkpoint: Checkpoint) -> ViTConfig | None:
+    """Return the network that a source says it is made for, or None where it doesn't say.
+
+    Raises:
+        RequestError: it says something that can't be built.
+    """
+    if checkpoint.architecture is not None:
+        return variant_config(checkpoint.architecture).updated(checkpoint.model_args)
+    return ViTConfig.from_mapping(checkpoint.model_args) if checkpoint.model_args else None
+
+
+def stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
+    """Return the patch grid that the source's own image size gives, or None where it doesn't say.
+
+    Args:
+        checkpoint: the source.
+        tensors: its tensors under timm's names.
+    """
+    weight = tensors.get("patch_embed.proj.weight")
+    try:
+        config = stated_config(checkpoint)
+    except RequestError:
+        return None  # a network that isn't ours: the tensors themselves will say what doesn't fit
+    if config is None or weight is None or weight.ndim != 4:
+        return None
+    return config.img_size[0] // int(weight.shape[2]), config.img_size[1] // int(weight.shape[3])
+
+
+def source_config(
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, name: str | None, known: Mapping[str, Any]
+) -> ViTConfig:
+    """Return the network that a source's weights are for.
+
+    Args:
+        checkpoint: the source.
+        tensors: its tensors under timm's names.
+        name: the architecture as the user names it; wins over what the source states.
+        known: `ViTConfig` fields that the user gives; used where only shapes are left to tell.
+
+    Raises:
+        RequestError: an unknown name, or nothing tells the architecture.
+    """
+    if name is not None and name != checkpoint.architecture:
+        return variant_config(name)
+    stated = stated_config(checkpoint)
+    if stated is not None:
+        return stated
+    try:
+        return ViTConfig.from_state_dict(tensors, known=known)
+    except RequestError as error:
+        raise RequestError(f"the architecture is not stated: give name=...; {error}") from error
