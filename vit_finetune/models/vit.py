@@ -58,7 +58,8 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         dim, prefix = config.embed_dim, config.num_prefix_tokens
-        self.config, self.name, self.grad_checkpointing = config, cast("str | None", None), False
+        self.config, self.grad_checkpointing = config, False
+        self.name: str | None = None
         self.embed_dim = self.num_features = dim
         self.num_classes, self.num_prefix_tokens = config.num_classes, prefix
 
@@ -97,9 +98,10 @@ class VisionTransformer(nn.Module):
             training with `patch_drop_rate`.
         """
         grid = self.patch_embed.grid_of(x)
-        if sample_seeds is not None and sample_seeds.shape != x.shape[:1]:
+        if sample_seeds is not None and (sample_seeds.shape != x.shape[:1] or sample_seeds.dtype != torch.int64):
             raise RequestError(
-                f"sample_seeds have shape {tuple(sample_seeds.shape)}; give one per image, ({x.shape[0]},)"
+                f"sample_seeds are {sample_seeds.dtype} of shape {tuple(sample_seeds.shape)}; give one int64 per image, "
+                f"{x.shape[0]} of them"
             )
         tokens = self.patch_embed(x)
         positions = resample_grid(
