@@ -100,8 +100,8 @@ class VisionTransformer(nn.Module):
         grid = self.patch_embed.grid_of(x)
         if sample_seeds is not None and (sample_seeds.shape != x.shape[:1] or sample_seeds.dtype != torch.int64):
             raise RequestError(
-                f"sample_seeds are {sample_seeds.dtype} of shape {tuple(sample_seeds.shape)}; give one int64 per image, "
-                f"{x.shape[0]} of them"
+                f"sample_seeds are {sample_seeds.dtype} of shape {tuple(sample_seeds.shape)}; "
+                f"give one int64 per image, {x.shape[0]} of them"
             )
         tokens = self.patch_embed(x)
         positions = resample_grid(
