@@ -1,7 +1,6 @@
 """The configuration of a run: frozen, strict, one place for every option with its unit and default.
 
-A recipe is this, as YAML. Unknown keys are refused with the closest known one, all mistakes are told
-at once, and "auto" stays "auto" here: what it resolved to is in the run's `plan.json`.
+A recipe is this, as YAML. "auto" stays "auto" here: what it resolved to is in the run's `plan.json`.
 It is read by the assembly level only and passed down as plain values.
 """
 
@@ -9,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from vit_finetune.common.errors import RequestError
-from vit_finetune.recipe import apply_override, explain, read_recipe
+from vit_finetune.recipe import Section, apply_override, plain, read_recipe, write_yaml
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveFloat = Annotated[float, Field(gt=0)]
 
 
 def _pair(value: object) -> object:
@@ -31,33 +28,12 @@ def _pair(value: object) -> object:
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
 
 
-class Section(BaseModel):
-    """What every section shares: frozen, no unknown keys, no silent conversion of types."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
-
-    @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> Self:
-        """Check plain values.
-
-        Args:
-            values: key -> value.
-
-        Raises:
-            RequestError: some keys or values are wrong; all are listed, each with its path.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise RequestError(explain(error, cls)) from None
-
-
 class ModelConfig(Section):
     """Which network, and which weights it starts from."""
 
     pretrained: str | None
-    """Where the weights come from: a file or folder, `hf-hub:owner/name`, `timm:name.tag`, `demo` (the quickstart's
-    weights), or null for random weights. It has no default, so that nothing is random by accident."""
+    """Where the weights come from: a file or folder, `hf-hub:owner/name`, `timm:name.tag`, `demo` (the quickstart's),
+    or null for random weights. No default, so that nothing is random by accident."""
     name: str | None = None
     """Architecture in timm's spelling; null where the source tells it."""
     img_size: Size | None = None
@@ -88,9 +64,7 @@ class ModelConfig(Section):
     @model_validator(mode="after")
     def _needs_a_name(self) -> ModelConfig:
         if self.pretrained is None and self.name is None:
-            raise ValueError(
-                "random weights (pretrained: null) need model.name, an architecture of `vit-finetune models`"
-            )
+            raise ValueError("random weights (pretrained: null) need model.name, one of `vit-finetune models`")
         return self
 
 
@@ -103,8 +77,8 @@ class DataConfig(Section):
     """Instead of root: a data set name on the Hub, a saved data set, or a parquet/arrow file or folder."""
     train_split: str = "train"
     """Name of the split to train on."""
-    val_split: str = "val"
-    """Name of the split that selects the best checkpoint."""
+    val_split: str | None = "val"
+    """Name of the split that selects the best checkpoint; null trains without one."""
     test_split: str | None = None
     """Name of a split that is opened once, at the end."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
@@ -304,9 +278,8 @@ class Config(Section):
         """Read and check a configuration.
 
         Args:
-            source: a YAML file, a mapping of sections, or a Config.
-            overrides: `section.key=value` texts; values are read as YAML. Giving `train.steps` or
-                `train.epochs` replaces whichever of the two the source has.
+            source: a YAML file, the name of a shipped recipe, a run's folder, a mapping of sections, or a Config.
+            overrides: `section.key=value` texts, the values in YAML; see `recipe.apply_override`.
 
         Returns:
             The configuration, frozen.
@@ -315,15 +288,12 @@ class Config(Section):
             RequestError: the file cannot be read, or some keys or values are wrong; all are listed.
         """
         if isinstance(source, Config):
-            values: dict[str, Any] = source.model_dump(mode="json")
-        elif isinstance(source, Mapping):
-            values = {key: dict(part) if isinstance(part, Mapping) else part for key, part in source.items()}
-        else:
-            values = read_recipe(source)
+            source = source.model_dump()
+        values: dict[str, Any] = plain(source) if isinstance(source, Mapping) else read_recipe(source)
         for text in overrides:
             apply_override(values, text)
         return cls.parse(values)
 
     def to_yaml(self) -> str:
         """Return the whole configuration as YAML that `load` reads back equal."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+        return write_yaml(self.model_dump(mode="json"))

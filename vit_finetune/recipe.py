@@ -1,22 +1,99 @@
-"""Recipes as files: find one by name, read it, lay overrides over it, explain what is wrong with it.
+"""Recipes as files: find one by name, read it, lay overrides over it, check it and explain what is wrong with it.
 
 Not the options themselves: those are the fields of `config.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
 
 if TYPE_CHECKING:
-    from pydantic import BaseModel, ValidationError
     from pydantic_core import ErrorDetails
+
+_Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
+_TAG = "tag:yaml.org,2002:"
+_TRUTH = (f"{_TAG}bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"))
+_NUMBER = (
+    f"{_TAG}float",
+    re.compile(
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?$|[-+]?\.(?:inf|Inf|INF)$|\.(?:nan|NaN|NAN)$"
+    ),
+)
+
+
+def _with_core_rules(resolvers: _Resolvers, *, without: tuple[str, ...]) -> _Resolvers:
+    """Return PyYAML's rules for plain words, less those of the tags in `without`, plus YAML 1.2's two."""
+    rules = {first: [rule for rule in old if rule[0] not in without] for first, old in resolvers.items()}
+    for first in "tTfF":
+        rules.setdefault(first, []).append(_TRUTH)
+    for first in "-+.0123456789":
+        rules.setdefault(first, []).append(_NUMBER)
+    return rules
+
+
+class _Reader(yaml.SafeLoader):
+    """YAML 1.2's plain words: 5e-4 is a number and `no` a word; PyYAML's 1.1 reads a word and False."""
+
+    yaml_implicit_resolvers = _with_core_rules(
+        yaml.SafeLoader.yaml_implicit_resolvers, without=tuple(_TAG + name for name in ("bool", "float", "timestamp"))
+    )
+
+
+class _Writer(yaml.SafeDumper):
+    """Quotes what YAML 1.1 or 1.2 would not read as a word."""
+
+    yaml_implicit_resolvers = _with_core_rules(yaml.SafeDumper.yaml_implicit_resolvers, without=())
+
+
+def read_yaml(text: str) -> Any:
+    """Return what YAML text says, as plain values."""
+    return yaml.load(text, Loader=_Reader)  # noqa: S506 - a SafeLoader with other rules for plain words
+
+
+def write_yaml(values: Mapping[str, Any]) -> str:
+    """Return plain values as YAML text, in their order."""
+    return yaml.dump(values, Dumper=_Writer, sort_keys=False)
+
+
+class Section(BaseModel):
+    """What every section shares: frozen, no unknown keys, no silent conversion of types, no NaN or infinity."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> Self:
+        """Check plain values.
+
+        Args:
+            values: key -> value; lists may stand for tuples.
+
+        Raises:
+            RequestError: some keys or values are wrong; all are listed, each with its path.
+        """
+        try:
+            return cls.model_validate(plain(values), strict=True)
+        except ValidationError as error:
+            raise RequestError(explain(error, cls)) from None
+
+
+def plain(value: Any) -> Any:
+    """Return a copy in which mappings are dicts and lists are tuples, all the way down."""
+    if isinstance(value, Mapping):
+        return {key: plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return tuple(plain(part) for part in value)
+    return value
 
 
 def shipped_recipes() -> dict[str, Path]:
@@ -58,7 +135,7 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     """
     path = find_recipe(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -75,11 +152,11 @@ def apply_override(values: dict[str, Any], text: str) -> None:
         RequestError: the text has another form.
     """
     path, separator, raw = text.partition("=")
-    section, *parents, leaf = path.split(".")
-    if not separator or not section or path == leaf:
+    section, *parents, leaf = keys = path.split(".") if "." in path else ["", ""]
+    if not separator or not all(keys):
         raise RequestError(f"override {text!r} is not of the form section.key=value, such as train.epochs=5")
     try:
-        value = yaml.safe_load(raw)
+        value = read_yaml(raw)
     except yaml.YAMLError:
         raise RequestError(f"the value in {text!r} is not readable YAML") from None
     part = values.setdefault(section, {})
@@ -90,17 +167,7 @@ def apply_override(values: dict[str, Any], text: str) -> None:
         part = part.setdefault(parent, {}) if isinstance(part, dict) else part
     if not isinstance(part, dict):
         raise RequestError(f"cannot lay {text!r} over {part!r}, which holds no keys")
-    part[leaf] = _number(value)
-
-
-def _number(value: object) -> object:
-    """Read the text 5e-4 as the number it is; YAML 1.1 wants 5.0e-4."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return float(value)
-    except ValueError:
-        return value
+    part[leaf] = value
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
@@ -110,40 +177,53 @@ def explain(error: ValidationError, root: type[BaseModel]) -> str:
         error: what validation raised.
         root: the model that was validated; its fields are what keys are compared with.
     """
-    lines = list(dict.fromkeys(_explanations(error, root)))
+    told: dict[tuple[str, str], list[str]] = {}
+    for detail in error.errors(include_url=False):
+        path, got, text = _explain_one(detail, root)
+        # Two texts about one value are the branches of a union: "a valid integer or 'auto'".
+        texts = told.setdefault((path, got), [])
+        texts.append(text.removeprefix("input should be ") if texts else text)
+    lines = [f"{path}: {got}{' or '.join(dict.fromkeys(texts))}" for (path, got), texts in told.items()]
     if len(lines) == 1:
         return lines[0]
     return f"{len(lines)} mistakes in the configuration:\n" + "\n".join(f"  {line}" for line in lines)
 
 
-def _explanations(error: ValidationError, root: type[BaseModel]) -> Iterator[str]:
-    for detail in error.errors(include_url=False):
-        # Branches of a union ("function-before[...]", "literal[...]") are pydantic's inner names, not keys.
-        names = [str(part) for part in detail["loc"]]
-        yield _explain_one(detail, [name for name in names if name.isidentifier() or name.isdigit()], root)
-
-
-def _explain_one(detail: ErrorDetails, names: list[str], root: type[BaseModel]) -> str:
-    path = ".".join(names)
+def _explain_one(detail: ErrorDetails, root: type[BaseModel]) -> tuple[str, str, str]:
+    """Return the path of a mistake, what was got where that helps, and what is wrong with it."""
+    keys, section = _keys(detail, root)
+    path = ".".join(keys)
     if detail["type"] == "extra_forbidden":
-        known = _known_keys(names[:-1], root)
-        return f"{path}: no such key{did_you_mean(names[-1], known) or '; known are ' + ', '.join(known)}"
+        known = list(section.model_fields)
+        return path, "", f"no such key{did_you_mean(keys[-1], known) or '; known are ' + ', '.join(known)}"
     if detail["type"] == "missing":
-        description = _description(names, root)
-        return f"{path}: is required" + (f" ({description})" if description else "")
-    message = detail["msg"].removeprefix("Value error, ")
+        field = section.model_fields.get(keys[-1])
+        description = " ".join(((field and field.description) or "").split())
+        return path, "", "is required" + (f" ({description})" if description else "")
     if detail["type"] == "value_error":
-        return f"{path}: {message}" if path else message
-    return f"{path}: got {detail['input']!r}; {message[0].lower()}{message[1:]}"
+        return path, "", detail["msg"].removeprefix("Value error, ")
+    message = detail["msg"][0].lower() + detail["msg"][1:].replace(" after validation", "")
+    # In the words of YAML rather than of Python.
+    message = re.sub(r"dictionary or instance of \w+", "mapping of keys", message).replace("tuple", "list")
+    value = detail["input"]
+    got = list(value) if isinstance(value, tuple) else value
+    return path, f"got {got!r}; ", message
 
 
-def _known_keys(names: list[str], root: type[BaseModel]) -> list[str]:
-    for name in names:
-        root = cast("type[BaseModel]", root.model_fields[name].annotation)
-    return list(root.model_fields)
+def _keys(detail: ErrorDetails, root: type[BaseModel]) -> tuple[list[str], type[BaseModel]]:
+    """Return the keys and places that lead to a mistake, and the section that the last key belongs to.
 
-
-def _description(names: list[str], root: type[BaseModel]) -> str:
-    for name in names[:-1]:
-        root = cast("type[BaseModel]", root.model_fields[name].annotation)
-    return " ".join((root.model_fields[names[-1]].description or "").split())
+    Below a field, pydantic names the branches of a union ("constrained-int"), which are no keys.
+    """
+    keys: list[str] = []
+    section = root
+    inner: type[BaseModel] | None = root
+    for part in detail["loc"]:
+        if isinstance(part, int):
+            keys.append(str(part))
+        elif inner is not None:
+            keys.append(part)
+            section, field = inner, inner.model_fields.get(part)
+            below = field and field.annotation
+            inner = below if isinstance(below, type) and issubclass(below, Section) else None
+    return keys, section

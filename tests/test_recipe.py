@@ -1,0 +1,118 @@
+"""Recipes: found by path, by name and by run folder; what is no recipe is said to be none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vit_finetune import recipe
+from vit_finetune.common.errors import RequestError
+from vit_finetune.config import Config
+from vit_finetune.recipe import find_recipe, read_recipe, read_yaml, shipped_recipes, write_yaml
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+def shipped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Two recipes that come with the package."""
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    for name in ("quickstart", "image_folder"):
+        (folder / f"{name}.yaml").write_text(f"run: {{dir: runs/{name}}}\n")
+    found = {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    monkeypatch.setattr(recipe, "shipped_recipes", lambda: found)
+    return folder
+
+
+def test_find_recipe__by_path_name_and_run_folder(shipped: Path, tmp_path: Path) -> None:
+    """A file is itself, a shipped recipe goes by its name with or without .yaml, a run folder means its config."""
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("{}")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("{}")
+    assert find_recipe(mine) == mine
+    assert find_recipe(str(run)) == run / "config.yaml"
+    assert find_recipe("quickstart") == shipped / "quickstart.yaml"
+    assert find_recipe("image_folder.yaml") == shipped / "image_folder.yaml"
+
+
+def test_find_recipe__a_file_comes_before_a_shipped_name(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The user's own file wins over a shipped recipe of the same name."""
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart.yaml").write_text("{}")
+    assert find_recipe("quickstart.yaml") == Path("quickstart.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [("quikstart", "; did you mean 'quickstart'?"), ("zzz", ""), ("elsewhere/quickstart.yaml", "")],
+)
+def test_find_recipe__unknown(shipped: Path, name: str, hint: str) -> None:
+    """An unknown name is answered with the shipped ones and the closest; a path is never taken for a name."""
+    with pytest.raises(RequestError) as error:
+        find_recipe(name)
+    text = f"no recipe {name!r}: neither a file, nor a run folder, nor one of image_folder, quickstart"
+    assert str(error.value).startswith(text)
+    assert hint in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("train: [1", "{path} is not readable YAML: while parsing a flow sequence"),
+        ("- a\n- b\n", "{path} holds no sections; a recipe is a mapping such as model: {{...}}, data: {{...}}"),
+        ("", "{path} holds no sections; a recipe is a mapping such as model: {{...}}, data: {{...}}"),
+        ("a: !!python/object/apply:os.system [true]", "{path} is not readable YAML: could not determine a constructor"),
+    ],
+)
+def test_read_recipe__refuses(tmp_path: Path, text: str, message: str) -> None:
+    """A file that is no YAML, holds no mapping or asks for code is refused in one line that names it."""
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    with pytest.raises(RequestError) as error:
+        read_recipe(path)
+    assert str(error.value).startswith(message.format(path=path))
+    assert "\n" not in str(error.value)
+
+
+def test_read_recipe__binary_file(tmp_path: Path) -> None:
+    """A file that is no text, such as a checkpoint given by mistake, is refused in one line."""
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(b"\xff\xfe\x00\x80" * 8)
+    with pytest.raises(RequestError, match="is not readable YAML"):
+        read_recipe(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        *[("no", "no"), ("off", "off"), ("yes", "yes"), ("true", True), ("False", False), ("trueish", "trueish")],
+        *[("5e-4", 5e-4), ("1e3", 1e3), ("5", 5), ("-3", -3), (".5", 0.5), ("1.", 1.0), ("-.inf", float("-inf"))],
+        *[
+            ("'5e-4'", "5e-4"),
+            ("1e", "1e"),
+            ("v1.0", "v1.0"),
+            ("2024-01-01", "2024-01-01"),
+            ("null", None),
+            ("~", None),
+        ],
+    ],
+)
+def test_yaml__plain_words(text: str, value: object) -> None:
+    """Plain words mean what YAML 1.2 says, and every value is written so that it reads back equal."""
+    got = read_yaml(text)
+    assert got == value
+    assert type(got) is type(value)
+    assert read_yaml(write_yaml({"key": value})) == {"key": value}
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes__are_valid(path: Path) -> None:
+    """Every recipe that ships is found by its name and holds no mistake."""
+    assert shipped_recipes()[path.stem] == path
+    Config.load(path)
