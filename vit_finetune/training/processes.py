@@ -44,8 +44,12 @@ def start_accelerator(
         torch.use_deterministic_algorithms(True)
         torch.backends.cudnn.benchmark = False
     from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
     from accelerate.utils import GradientAccumulationPlugin
 
+    if "WORLD_SIZE" not in os.environ:
+        # Accelerate keeps device and precision of a process's first run for all later ones; in a notebook those differ.
+        AcceleratorState._reset_state(reset_partial_state=True)
     accelerator = Accelerator(
         mixed_precision=precision,
         # Without cpu=True, torchrun on a machine without an accelerator gives N separate runs of world size 1.
