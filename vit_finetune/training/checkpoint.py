@@ -28,6 +28,7 @@ from vit_finetune.common.files import atomic_folder, sha256_file, write_json, wr
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
+_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 SUMS_FILE = "SHA256SUMS"
 _PREFIX = "step-"
 
@@ -69,7 +70,7 @@ def save_checkpoint(
             _save_tensors(model, temporary / MODEL_FILE)
             _save_tensors(optimizer, temporary / OPTIMIZER_FILE)
             write_json(temporary / STATE_FILE, {"step": step, **state})
-            sums = (f"{sha256_file(temporary / name)}  {name}\n" for name in (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE))
+            sums = (f"{sha256_file(temporary / name)}  {name}\n" for name in _FILES)
             write_text(temporary / SUMS_FILE, "".join(sums))
     except (OSError, SafetensorError) as error:
         raise WorkError(f"cannot write the checkpoint {folder}: {error}; earlier checkpoints are untouched") from None
@@ -82,8 +83,15 @@ def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
 
 
 def point_to(root: Path, pointer: str, step: int) -> None:
-    """Make `LATEST` or `BEST` name the folder of a step, by rename."""
-    write_text(root / pointer, folder_name(step) + "\n")
+    """Make `LATEST` or `BEST` name the folder of a step, by rename.
+
+    Raises:
+        WorkError: the disk refused it; the pointer names what it named before.
+    """
+    try:
+        write_text(root / pointer, folder_name(step) + "\n")
+    except OSError as error:
+        raise WorkError(f"cannot write {root / pointer}: {error}; earlier checkpoints are untouched") from None
 
 
 def pointed_step(root: Path, pointer: str) -> int | None:
@@ -121,11 +129,14 @@ def damage(folder: Path) -> str | None:
     sums = folder / SUMS_FILE
     if not sums.is_file():
         return f"{SUMS_FILE} is missing"
-    for line in sums.read_text(encoding="utf-8").splitlines():
-        expected, _, name = line.partition("  ")
+    lines = [line.partition("  ") for line in sums.read_text(encoding="utf-8", errors="replace").splitlines()]
+    expected = {name: digest for digest, _, name in lines}
+    if not expected.keys() >= {*_FILES}:  # an empty list would otherwise prove anything
+        return f"{SUMS_FILE} does not list {', '.join(name for name in _FILES if name not in expected)}"
+    for name, digest in expected.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if sha256_file(folder / name) != expected:
+        if sha256_file(folder / name) != digest:
             return f"{name} has another content than when it was written"
     return None
 

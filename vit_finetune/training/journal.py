@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_finetune.common.errors import WorkError
 from vit_finetune.common.files import write_text
 
 
@@ -27,10 +28,18 @@ class Journal:
         self.enabled = enabled
 
     def write(self, row: Mapping[str, Any]) -> None:
-        """Append one row and hand it to the operating system."""
-        if self.enabled:
+        """Append one row and hand it to the operating system.
+
+        Raises:
+            WorkError: the disk refused it.
+        """
+        if not self.enabled:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row, allow_nan=False) + "\n")
+        except OSError as error:
+            raise WorkError(f"cannot write {self.path}: {error}") from None
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows that are whole; a last line torn by a kill is left out."""

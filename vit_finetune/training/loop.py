@@ -173,8 +173,8 @@ class _Loop:
         name_sample = self.options.name_sample
         found = explain_nonfinite(model, micro_batches, accelerator=self.accelerator, name_sample=name_sample)
         found = gathered_lists(self.accelerator, found)
-        last = store.pointed_step(self.checkpoints, "LATEST")
-        whole = "no checkpoint was written yet" if last is None else f"the checkpoint of step {last} is whole"
+        last, _ = store.newest_whole(self.checkpoints)
+        whole = "there is no whole checkpoint yet" if last is None else f"the checkpoint of step {last} is whole"
         return (
             f"step {self.at.step + 1} stopped: loss {loss}, gradient norm {grad_norm}; {'; '.join(found)}; {whole}; "
             "lower optimizer.lr, or look at those pictures"
@@ -254,7 +254,7 @@ class _Loop:
         }
         model = self.accelerator.unwrap_model(self.model).state_dict()
         store.save_checkpoint(root, step=at.step, model=model, optimizer=optimizer_tensors(self.optimizer), state=state)
-        if at.best_step == at.step:
-            store.point_to(root, "BEST", at.step)
+        if at.best_step is not None:  # said each time: a run killed before the pointer was renamed catches up
+            store.point_to(root, "BEST", at.best_step)
         store.point_to(root, "LATEST", at.step)
         store.remove_old(root, keep_last=self.options.keep_last)

@@ -65,7 +65,7 @@ def _explain_one(
     finally:
         for handle in handles:
             handle.remove()
-    bad_rows = (~torch.isfinite(losses)).nonzero().flatten().tolist()
+    bad_rows = (~torch.isfinite(losses)).nonzero().flatten().tolist() or range(len(losses))
     for name, parameter in model.named_parameters():
         if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
             bad_parameters.append(name)
