@@ -13,7 +13,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_file, atomic_folder, sha256_file, write_json, write_text
 
 
-class PowerCut(Exception):
+class PowerCutError(Exception):
     """What interrupts a write in these tests."""
 
 
@@ -36,9 +36,9 @@ def test_atomic_file__interrupted(tmp_path: Path) -> None:
     """A write that fails half-way leaves the older file as it was and no leftovers."""
     target = tmp_path / "figures.txt"
     target.write_text("old")
-    with pytest.raises(PowerCut), atomic_file(target) as temporary:
+    with pytest.raises(PowerCutError), atomic_file(target) as temporary:
         temporary.write_text("ne")
-        raise PowerCut
+        raise PowerCutError
     assert target.read_text() == "old"
     assert everything(tmp_path) == {"figures.txt"}
 
@@ -66,9 +66,9 @@ def test_atomic_folder__appears_at_the_end(tmp_path: Path) -> None:
 
 def test_atomic_folder__interrupted(tmp_path: Path) -> None:
     """A folder whose writing fails never appears, under no name."""
-    with pytest.raises(PowerCut), atomic_folder(tmp_path / "model") as temporary:
+    with pytest.raises(PowerCutError), atomic_folder(tmp_path / "model") as temporary:
         (temporary / "a.txt").write_text("a")
-        raise PowerCut
+        raise PowerCutError
     assert everything(tmp_path) == set()
 
 

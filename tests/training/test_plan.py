@@ -1,0 +1,188 @@
+"""The plan: the clock, the learning rate at every step, and what does not fit together."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+from timm.scheduler import CosineLRScheduler
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
+from training_helpers import plan_of
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.training import micro_batch, steps_in
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_train", "global_batch_size", "steps"),
+    [
+        (1, 10, 4, 3),
+        (3, 10, 4, 8),  # 30 pictures, not 3 x ceil(10 / 4) = 9 steps: no epoch ends in a short step
+        (2, 10, 5, 4),
+        (0.5, 10, 5, 1),
+        (0.1, 30, 3, 1),  # 0.1 x 30 / 3 is 1.0000000000000002 in floating point
+        (0.7, 100, 10, 7),
+        (1, 1, 64, 1),
+        (0.001, 10, 64, 1),  # never less than one step
+        (300, 1_281_167, 1024, 375_342),  # ImageNet-1k
+    ],
+)
+def test_steps_in__clock(epochs: float, num_train: int, global_batch_size: int, steps: int) -> None:
+    """The steps of some epochs are the pictures they hold over the global batch, rounded up."""
+    assert steps_in(epochs, num_train=num_train, global_batch_size=global_batch_size) == steps
+
+
+def test_steps_in__least() -> None:
+    """No warm-up epochs are no steps, while a run has at least one."""
+    assert steps_in(0, num_train=10, global_batch_size=4, least=0) == 0
+    assert steps_in(0, num_train=10, global_batch_size=4) == 1
+
+
+@pytest.mark.parametrize(
+    ("schedule", "step", "lr"),
+    [
+        # 10 steps, 2 of warm-up, peak 0.8: half of it, the peak twice (end of the warm-up, start of the schedule)
+        *[(name, 0, 0.4) for name in ("cosine", "linear", "constant")],
+        *[(name, 1, 0.8) for name in ("cosine", "linear", "constant")],
+        *[(name, 2, 0.8) for name in ("cosine", "linear", "constant")],
+        ("constant", 9, 0.8),
+        ("linear", 3, 0.7),
+        ("linear", 6, 0.4),
+        ("linear", 9, 0.1),
+        ("cosine", 4, 0.8 * 0.8535533905932737),  # (1 + cos 45 degrees) / 2
+        ("cosine", 6, 0.4),
+        ("cosine", 8, 0.8 * 0.1464466094067262),
+    ],
+)
+def test_lr_at__by_hand(schedule: str, step: int, lr: float) -> None:
+    """The rate of named steps equals numbers written out by hand."""
+    assert plan_of(num_steps=10, warmup_steps=2, schedule=schedule, lr=0.8).lr_at(step) == pytest.approx(lr, rel=1e-12)
+
+
+def test_lr_at__ends() -> None:
+    """Cosine and linear reach 0 at the end of the run and not before; without a warm-up the peak comes first."""
+    for schedule in ("cosine", "linear"):
+        plan = plan_of(num_steps=10, warmup_steps=0, schedule=schedule, lr=0.8)
+        assert plan.lr_at(0) == 0.8
+        assert plan.lr_at(10) == pytest.approx(0, abs=1e-15)
+        assert all(plan.lr_at(step) > 0 for step in range(10))
+
+
+def test_lr_at__warm_up_only() -> None:
+    """A run may be all warm-up: it ends at the peak."""
+    plan = plan_of(num_steps=4, warmup_steps=4, lr=0.8)
+    assert [plan.lr_at(step) for step in range(4)] == pytest.approx([0.2, 0.4, 0.6, 0.8])
+    assert math.isfinite(plan.lr_at(4))
+
+
+def oracle_optimizer() -> torch.optim.Optimizer:
+    return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.8)
+
+
+@pytest.mark.parametrize(("num_steps", "warmup"), [(50, 0), (50, 1), (50, 7), (200, 20)])
+def test_lr_at__whole_curve_equals_torch(num_steps: int, warmup: int) -> None:
+    """Every rate of a warm-up and cosine equals that of torch's own schedulers, chained."""
+    optimizer = oracle_optimizer()
+    cosine = CosineAnnealingLR(optimizer, T_max=num_steps - warmup)
+    if warmup:
+        rising = LinearLR(optimizer, start_factor=1 / warmup, total_iters=max(1, warmup - 1))
+        schedule = SequentialLR(optimizer, [rising, cosine], milestones=[warmup])
+    else:
+        schedule = cosine
+    plan = plan_of(num_steps=num_steps, warmup_steps=warmup, lr=0.8)
+    for step in range(num_steps):
+        assert plan.lr_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12), step
+        optimizer.step()
+        schedule.step()
+
+
+def test_lr_at__whole_cosine_equals_timm() -> None:
+    """Every rate of a cosine equals timm's scheduler, counted in updates."""
+    optimizer = oracle_optimizer()
+    schedule = CosineLRScheduler(optimizer, t_initial=120, lr_min=0.0, t_in_epochs=False)
+    plan = plan_of(num_steps=120, warmup_steps=0, lr=0.8)
+    for step in range(121):
+        schedule.step_update(step)
+        assert plan.lr_at(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9, abs=1e-12), step
+
+
+def test_plan__when() -> None:
+    """Evaluations and checkpoints come at their steps and at the last; without save_every at each evaluation."""
+    plan = plan_of(num_steps=11, evaluate_every=4, save_every=3)
+    assert [step for step in range(1, 12) if plan.evaluates_at(step)] == [4, 8, 11]
+    assert [step for step in range(1, 12) if plan.saves_at(step)] == [3, 6, 9, 11]
+    plan = plan_of(num_steps=11, evaluate_every=4, save_every=None)
+    assert [step for step in range(1, 12) if plan.saves_at(step)] == [4, 8, 11]
+    plan = plan_of(num_steps=3, warmup_steps=0, evaluate_every=100)
+    assert [step for step in range(1, 4) if plan.evaluates_at(step)] == [3]
+
+
+def test_plan__epoch() -> None:
+    """The epoch in files is pictures seen over training pictures, a fraction."""
+    plan = plan_of(num_train=20, global_batch_size=8)
+    assert [plan.epoch_at(step) for step in (0, 1, 5)] == [0.0, 0.4, 2.0]
+
+
+def test_plan__is_json() -> None:
+    """The plan is plain JSON, every number under its name."""
+    plan = plan_of()
+    mapping = json.loads(json.dumps(plan.to_mapping()))
+    assert mapping["num_steps"] == 6
+    assert type(plan)(**mapping) == plan
+
+
+def test_plan__warm_up_too_long() -> None:
+    """A warm-up that is longer than the run is refused with both numbers and the way out."""
+    with pytest.raises(RequestError) as error:
+        plan_of(num_steps=3, warmup_steps=4)
+    assert str(error.value) == (
+        "the warm-up of 4 steps is longer than the run of 3; lower schedule.warmup_steps or schedule.warmup_epochs, "
+        "or train for longer"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch", "processes", "kind", "size"),
+    [
+        ("auto", 64, 1, "cpu", 16),
+        ("auto", 64, 1, "cuda", 64),
+        ("auto", 64, 1, "mps", 32),
+        ("auto", 64, 8, "cuda", 8),
+        ("auto", 7, 2, "cpu", 4),
+        ("auto", 5, 1, "cuda", 5),
+        (64, 64, 1, "cpu", 64),
+        (4, 7, 2, "cpu", 4),
+        (1, 2, 2, "cuda", 1),
+    ],
+)
+def test_micro_batch__size(wanted: int | str, batch: int, processes: int, kind: str, size: int) -> None:
+    """A process takes what was asked for; auto is what suits the device, at most its share of the global batch."""
+    assert micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind=kind) == size
+
+
+@pytest.mark.parametrize(
+    ("wanted", "batch", "processes", "message"),
+    [
+        (
+            "auto",
+            3,
+            4,
+            "train.global_batch_size 3 leaves some of 4 processes without a picture; "
+            "give at least 4 or use fewer processes",
+        ),
+        (
+            64,
+            64,
+            2,
+            "train.per_device_batch_size is 64, but each of 2 processes gets 32 pictures of "
+            "train.global_batch_size 64; give at most 32, or auto",
+        ),
+    ],
+)
+def test_micro_batch__refuses(wanted: int | str, batch: int, processes: int, message: str) -> None:
+    """A share without a picture, and one smaller than what a process is told to take, are refused with numbers."""
+    with pytest.raises(RequestError) as error:
+        micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind="cpu")
+    assert str(error.value) == message
