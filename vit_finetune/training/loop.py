@@ -111,6 +111,7 @@ class _Loop:
 
     def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress) -> None:
         self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)  # gradients that a caller left are no part of the first step
         while self.at.step < self.plan.num_steps:
             started = time.monotonic()
             micro_batches = next(batches)

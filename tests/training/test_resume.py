@@ -1,0 +1,199 @@
+"""Whether a run starts or goes on, and putting back the state it goes on from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from training_helpers import Run, copied, options_of, plan_of, tiny_vit
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.training import Progress, check_run_folder, open_run_folder, restore
+from vit_finetune.training.checkpoint import load_checkpoint
+
+CONFIG: dict[str, Any] = {
+    "train": {"epochs": 5.0, "global_batch_size": 64},
+    "optimizer": {"betas": [0.9, 0.999]},
+    "checkpoint": {"keep_last": 3},
+    "data": {"root": "photos", "num_workers": "auto"},
+    "run": {"dir": "runs/a", "trackers": [], "seed": 0},
+}
+
+
+def started(tmp_path: Path, config: dict[str, Any] = CONFIG) -> Path:
+    """Return the folder of a run that has begun."""
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(config))
+    return run_dir
+
+
+def check(run_dir: Path, config: dict[str, Any] = CONFIG, *, resume: bool = False, overwrite: bool = False) -> bool:
+    return check_run_folder(run_dir, config, resume=resume, overwrite=overwrite)
+
+
+def refusal(run_dir: Path, config: dict[str, Any] = CONFIG, *, resume: bool = False, overwrite: bool = False) -> str:
+    before = sorted(run_dir.rglob("*")) if run_dir.is_dir() else []
+    with pytest.raises(RequestError) as error:
+        check(run_dir, config, resume=resume, overwrite=overwrite)
+    assert (sorted(run_dir.rglob("*")) if run_dir.is_dir() else []) == before
+    return str(error.value)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_check_run_folder__nothing_there(tmp_path: Path, resume: bool) -> None:
+    """A missing or empty folder is a fresh start, with and without --resume; nothing is made."""
+    assert check(tmp_path / "run", resume=resume) is False
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "empty").mkdir()
+    assert check(tmp_path / "empty", resume=resume) is False
+
+
+def test_check_run_folder__a_run_is_there(tmp_path: Path) -> None:
+    """An older run goes on with --resume, is replaced with --overwrite, and is refused without either."""
+    run_dir = started(tmp_path)
+    assert check(run_dir, resume=True) is True
+    assert check(run_dir, overwrite=True) is False
+    assert refusal(run_dir) == (
+        f"{run_dir} holds a run already; give --resume to go on, --overwrite, or another run.dir"
+    )
+
+
+def test_check_run_folder__both_flags(tmp_path: Path) -> None:
+    """--resume and --overwrite together are refused, whatever is there."""
+    assert refusal(tmp_path / "run", resume=True, overwrite=True) == (
+        "--resume and --overwrite contradict each other; give one of them"
+    )
+
+
+def test_check_run_folder__a_file(tmp_path: Path) -> None:
+    """A file in the folder's place is never overwritten."""
+    (tmp_path / "run").write_text("mine")
+    assert refusal(tmp_path / "run", overwrite=True) == f"{tmp_path / 'run'} is a file; give another run.dir"
+
+
+@pytest.mark.parametrize("flag", ["resume", "overwrite", "neither"])
+def test_check_run_folder__somebody_elses_folder(tmp_path: Path, flag: str) -> None:
+    """A folder that holds other things is never touched, not even with --overwrite."""
+    (tmp_path / "thesis.tex").write_text("mine")
+    assert refusal(tmp_path, resume=flag == "resume", overwrite=flag == "overwrite") == (
+        f"{tmp_path} is not empty and no run folder (it has no config.yaml); give another run.dir"
+    )
+
+
+def changed(section: str, key: str, value: object) -> dict[str, Any]:
+    return {**CONFIG, section: {**CONFIG[section], key: value}}
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "told"),
+    [
+        ("train", "epochs", 6.0, "train.epochs was 5.0, now 6.0"),
+        ("optimizer", "betas", [0.9, 0.95], "optimizer.betas was [0.9, 0.999], now [0.9, 0.95]"),
+        ("run", "seed", 1, "run.seed was 0, now 1"),
+        ("train", "compile", True, "train.compile was None, now True"),
+    ],
+)
+def test_check_run_folder__another_configuration(
+    tmp_path: Path, section: str, key: str, value: object, told: str
+) -> None:
+    """A run does not go on under a configuration that computes something else; the key and both values are told."""
+    run_dir = started(tmp_path)
+    assert refusal(run_dir, changed(section, key, value), resume=True) == (
+        f"{run_dir} was started with another configuration: {told}; resume with its own {run_dir / 'config.yaml'}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("checkpoint", "keep_last", 9), ("data", "num_workers", 4), ("run", "trackers", ["wandb"]), ("run", "dir", "b")],
+)
+def test_check_run_folder__harmless_differences(tmp_path: Path, section: str, key: str, value: object) -> None:
+    """What changes only how a run is carried out or shown may differ."""
+    assert check(started(tmp_path), changed(section, key, value), resume=True) is True
+
+
+def test_open_run_folder__empties_unless_it_goes_on(tmp_path: Path) -> None:
+    """A fresh start removes the older run; one that goes on keeps it. Both have a folder for checkpoints."""
+    run_dir = started(tmp_path)
+    open_run_folder(run_dir, resuming=True)
+    assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "config.yaml"]
+    open_run_folder(run_dir, resuming=False)
+    assert [path.name for path in run_dir.iterdir()] == ["checkpoints"]
+
+
+def restored(run: Run, **changes: Any) -> Progress:
+    values: dict[str, Any] = {"settings": {"data": "abc"}, "keep_threads": False}
+    return restore(
+        run.run_dir,
+        model=run.model,
+        optimizer=run.optimizer,
+        accelerator=run.accelerator,
+        console=run.console,
+        **(values | changes),
+    )
+
+
+def said(run: Run, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(run.console, "say", lambda *new: lines.extend(new))
+    return lines
+
+
+def test_restore__newest_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, progress and journals go back to the newest whole checkpoint; a damaged newer one is told."""
+    run = Run.start(tmp_path)
+    run.fit(plan_of(evaluate_every=2))
+    (tmp_path / "checkpoints" / "step-00000006" / "state.json").unlink()
+    other = Run.start(tmp_path, tiny_vit(seed=1))
+    lines = said(other, monkeypatch)
+    assert restored(other) == Progress(4, None, None, 0)
+    assert [row["step"] for row in other.rows()] == [1, 2, 3, 4]
+    assert lines == [
+        "step-00000006 is damaged (state.json is missing) and was passed over",
+        "resume: going on after step 4",
+    ]
+    weights = load_checkpoint(tmp_path / "checkpoints", 4).model
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in copied(other.model).items())
+
+
+def test_restore__no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed before its first checkpoint starts from step 0, with empty journals."""
+    run = Run.start(tmp_path)
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1, "split": "train", "loss": 1.0}\n')
+    lines = said(run, monkeypatch)
+    assert restored(run) == Progress()
+    assert run.rows() == []
+    assert lines == ["resume: no whole checkpoint yet, starting from step 0"]
+
+
+def test_restore__other_data(tmp_path: Path) -> None:
+    """A checkpoint of other pictures is refused before a weight is changed."""
+    Run.start(tmp_path).fit(plan_of(num_steps=2))
+    run = Run.start(tmp_path, tiny_vit(seed=1))
+    before = copied(run.model)
+    with pytest.raises(RequestError) as error:
+        restored(run, settings={"data": "xyz"})
+    assert str(error.value) == f"{tmp_path} was started with another data: 'abc', now 'xyz'"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in copied(run.model).items())
+
+
+def test_restore__threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread count is taken over where the recipe leaves it open; else a difference is told."""
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        Run.start(tmp_path).fit(plan_of(num_steps=2), options_of())
+        torch.set_num_threads(2)
+        run = Run.start(tmp_path)
+        lines = said(run, monkeypatch)
+        restored(run, keep_threads=False)
+        assert lines[0] == "resume: 1 threads before, 2 now: later steps agree to rounding, not bit for bit"
+        assert torch.get_num_threads() == 2
+        restored(run, keep_threads=True)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
