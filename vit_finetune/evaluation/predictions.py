@@ -56,17 +56,19 @@ def write_predictions(predictions: Predictions, path: str | Path, *, top_k: int 
     Args:
         predictions: what to write; a row a picture.
         path: ends in .csv, .parquet or .jsonl.
-        top_k: how many classes, best first, are listed for each picture.
+        top_k: how many classes, best first, are listed for each picture; all where there are fewer.
         overwrite: replace an older file.
 
     Returns:
         `path`.
 
     Raises:
-        RequestError: another ending, or the file exists.
+        RequestError: another ending, the file exists, or `top_k` is below 1.
     """
     path = Path(path)
     check_output(path, overwrite=overwrite)
+    if top_k < 1:
+        raise RequestError(f"top_k is {top_k}; give 1 or more")
     ranked = predictions.top(top_k)
     rows = []
     for name, label, best in zip(predictions.paths, predictions.labels, ranked, strict=True):
