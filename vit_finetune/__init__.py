@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vit_finetune.common.errors import RequestError, WorkError
     from vit_finetune.common.preprocess import PreprocessSpec
     from vit_finetune.config import Config
-    from vit_finetune.data import load_splits
+    from vit_finetune.data import load_splits, write_demo_digits
     from vit_finetune.evaluation import EvalResult, Predictions
     from vit_finetune.export import export_model_folder
     from vit_finetune.finetune import RunResult, finetune
@@ -56,6 +56,7 @@ __all__ = [
     "load_pretrained",
     "load_splits",
     "replace_head",
+    "write_demo_digits",
 ]
 
 # The room that each public name lives in; the imports above say the same to type checkers, and a test compares them.
@@ -63,7 +64,7 @@ _ROOMS = {
     "common.errors": ("RequestError", "WorkError"),
     "common.preprocess": ("PreprocessSpec",),
     "config": ("Config",),
-    "data": ("load_splits",),
+    "data": ("load_splits", "write_demo_digits"),
     "evaluation": ("EvalResult", "Predictions"),
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
