@@ -8,10 +8,7 @@ import pytest
 
 from vit_finetune import recipe
 from vit_finetune.common.errors import RequestError
-from vit_finetune.config import Config
-from vit_finetune.recipe import find_recipe, read_recipe, read_yaml, shipped_recipes, write_yaml
-
-ROOT = Path(__file__).parent.parent
+from vit_finetune.recipe import find_recipe, read_recipe, read_yaml, write_yaml
 
 
 @pytest.fixture
@@ -109,10 +106,3 @@ def test_yaml__plain_words(text: str, value: object) -> None:
     assert got == value
     assert type(got) is type(value)
     assert read_yaml(write_yaml({"key": value})) == {"key": value}
-
-
-@pytest.mark.parametrize("path", sorted(ROOT.glob("recipes/**/*.yaml")), ids=lambda path: path.stem)
-def test_shipped_recipes__are_valid(path: Path) -> None:
-    """Every recipe that ships is found by its name and holds no mistake."""
-    assert shipped_recipes()[path.stem] == path
-    Config.load(path)

@@ -130,11 +130,18 @@ class Run:
     console: RunConsole
 
     @classmethod
-    def start(cls, run_dir: Path, model: VisionTransformer | None = None, *, name: str = "adamw") -> Run:
+    def start(
+        cls,
+        run_dir: Path,
+        model: VisionTransformer | None = None,
+        *,
+        name: str = "adamw",
+        accelerator: Accelerator | None = None,
+    ) -> Run:
         """Prepare a tiny run on the CPU."""
         (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
         model = model if model is not None else tiny_vit()
-        accelerator = Accelerator(cpu=True)
+        accelerator = accelerator or Accelerator(cpu=True)
         wrapped, optimizer = accelerator.prepare(model, adamw(model, name=name))
         console = RunConsole(enabled=False)
         return cls(run_dir, model, accelerator, wrapped, optimizer, console)

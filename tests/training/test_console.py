@@ -64,3 +64,17 @@ def test_progress__plain_lines_now_and_then(
         "step 55/100  loss 0.5  45 s left",
         "step 70/100  loss 0.5  30 s left",
     ]
+
+
+def test_progress__bar_on_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a terminal there is one bar with steps and figures; a resumed run's begins where it goes on."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich's word for a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    with RunConsole().progress(num_steps=50, done=40) as bar:
+        for step in range(41, 46):
+            bar.update(step, {"loss": "0.5", "lr": "1e-03"})
+    shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().out)
+    assert "training" in shown
+    assert "45/50" in shown
+    assert "loss 0.5  lr 1e-03" in shown
+    assert "s left" not in shown

@@ -5,13 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from training_helpers import (
@@ -32,7 +35,6 @@ from vit_finetune.common.errors import WorkError
 from vit_finetune.training import Progress, restore
 from vit_finetune.training import checkpoint as store
 from vit_finetune.training import loop as loop_module
-from vit_finetune.training.loop import _Loop
 
 
 @pytest.fixture(autouse=True)
@@ -250,38 +252,79 @@ def test_fit__stops_at_a_val_loss(tmp_path: Path) -> None:
     assert run.rows("val") == []
 
 
-class StubScaler:
-    """What `update` asks of a gradient scaler: that there is one, and its state."""
+@pytest.fixture
+def fp16() -> Iterator[Callable[[Path, float], Run]]:
+    """Start runs in real fp16 autocast on the CPU, with torch's own gradient scaler; Accelerate offers both on CUDA."""
 
-    def state_dict(self) -> dict[str, float]:
-        return {"scale": 1.0}
+    def start(run_dir: Path, init_scale: float) -> Run:
+        accelerator = Accelerator(cpu=True)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=init_scale)
+        accelerator.native_amp = True
+        accelerator.state._mixed_precision = "fp16"
+        return Run.start(run_dir, accelerator=accelerator)
+
+    yield start
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
-def test_update__overflows_of_the_scaler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a scaler an infinite gradient is skipped and logged; a good step forgets it, 20 in a row stop the run."""
-    run = Run.start(tmp_path)
-    monkeypatch.setattr(run.accelerator, "scaler", StubScaler())
+def test_fit__scaler_skips_overflows(
+    tmp_path: Path, fp16: Callable[[Path, float], Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step that overflows in fp16 is told, changes no weight and halves the scale; a resumed run does the same."""
+    plan, options = plan_of(num_steps=8, save_every=1), options_of(keep_last=99)
+    run = fp16(tmp_path / "whole", 2.0**20)
     lines: list[str] = []
     monkeypatch.setattr(run.console, "say", lambda *new: lines.extend(new))
-    monkeypatch.setattr(run.optimizer, "step", lambda: None)  # what the real scaler makes of a skipped step
-    plan, options = plan_of(num_steps=99), options_of()
-    parts = (run.wrapped, run.optimizer, run.accelerator, plan, options, None, tmp_path, run.console)
-    loop = _Loop(*parts, Progress())
-    loop.update(1.0, math.inf, [])
-    loop.update(1.0, math.nan, [])
-    assert loop.at == Progress(2, None, None, 2)
-    assert lines == [
-        "step 1: fp16 overflow, the scaler skips this step (1 in a row)",
-        "step 2: fp16 overflow, the scaler skips this step (2 in a row)",
-    ]
-    loop.update(1.0, 0.5, [])
-    assert loop.at == Progress(3, None, None, 0)
-    for _ in range(19):
-        loop.update(1.0, math.inf, [])
-    with pytest.raises(WorkError, match="step 23 stopped: loss 1.0, gradient norm inf"):
-        loop.update(1.0, math.inf, [pictures(0)])
-    with pytest.raises(WorkError, match="loss nan"):  # a loss that is not finite is no matter of the scale
-        loop.update(math.nan, math.inf, [pictures(0)])
+    before = copied(run.model)
+    done = run.fit(plan, options)
+    skipped = [row["step"] for row in run.rows() if "grad_norm" not in row]
+    assert 0 < len(skipped) < 8
+    told = [line for line in lines if "overflow" in line]
+    assert [line.partition(":")[0] for line in told] == [f"step {step}" for step in skipped]
+    assert told[0] == "step 1: fp16 overflow, the scaler skips this step (1 in a row)"
+    assert done.skipped_in_a_row == 0
+    assert run.accelerator.scaler.get_scale() == 2.0 ** (20 - len(skipped))
+    root = tmp_path / "whole" / "checkpoints"
+    for step in range(1, 9):
+        after = store.load_checkpoint(root, step).model
+        assert same(before, after) is (step in skipped), step
+        before = after
+
+    folder = f"checkpoints/{store.folder_name(skipped[-1] - 1)}"  # the last overflow is still to come
+    shutil.copytree(tmp_path / "whole" / folder, tmp_path / "run" / folder)
+    resumed = fp16(tmp_path / "run", 2.0**3)
+    progress = restored(resumed)
+    assert resumed.fit(plan, options, progress=progress) == done
+    assert same(copied(resumed.model), copied(run.model))
+    assert resumed.accelerator.scaler.get_scale() == run.accelerator.scaler.get_scale()
+
+
+def test_fit__stops_where_every_step_overflows(tmp_path: Path, fp16: Callable[[Path, float], Run]) -> None:
+    """Twenty skipped steps in a row are a divergence: the run stops, with the weights it started from."""
+    run = fp16(tmp_path, 2.0**90)
+    before = copied(run.model)
+    with pytest.raises(WorkError, match=r"step 20 stopped: loss 1\.\d+, gradient norm (nan|inf)"):
+        run.fit(plan_of(num_steps=30))
+    assert len(run.rows()) == 19
+    assert same(copied(run.model), before)
+
+
+def test_fit__a_nan_loss_is_no_matter_of_the_scale(tmp_path: Path, fp16: Callable[[Path, float], Run]) -> None:
+    """With a scaler, too, a loss that is not finite stops the run at once."""
+    with pytest.raises(WorkError, match="step 1 stopped: loss nan"):
+        fp16(tmp_path, 2.0).fit(batches=spoiled(0, 0))
+
+
+def restored(run: Run) -> Progress:
+    return restore(
+        run.run_dir,
+        model=run.model,
+        optimizer=run.optimizer,
+        accelerator=run.accelerator,
+        console=run.console,
+        settings={"data": "abc"},
+        keep_threads=False,
+    )
 
 
 def test_fit__resume_is_bit_identical(tmp_path: Path) -> None:
@@ -297,15 +340,7 @@ def test_fit__resume_is_bit_identical(tmp_path: Path) -> None:
 
     torch.manual_seed(12345)
     second = Run.start(tmp_path / "run", tiny_vit(seed=1, **noisy))
-    progress = restore(
-        second.run_dir,
-        model=second.model,
-        optimizer=second.optimizer,
-        accelerator=second.accelerator,
-        console=second.console,
-        settings={"data": "abc"},
-        keep_threads=False,
-    )
+    progress = restored(second)
     assert progress.step == 2
     assert second.fit(evaluate=scorer(second.model), progress=progress) == done
     assert same(copied(second.model), copied(whole.model))
