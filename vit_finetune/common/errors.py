@@ -23,3 +23,7 @@ class RequestError(VitFinetuneError, ValueError):
     """The request was wrong: a missing folder, an unknown name, a file that is not what it claims."""
 
     exit_code = 2
+
+
+class NotRepresentable(RequestError):  # noqa: N818 - it says what is the case, as the specification names it
+    """A layout has no words for a network: what it computes, or what the other side would compute, can't be said."""

@@ -24,6 +24,7 @@ class Checkpoint:
         description: the source in words, for people.
         architecture: timm's name of the network, where the source says it.
         model_args: `ViTConfig` fields in which the network differs from that name, as JSON values.
+        library: the configuration of the library that wrote the weights, as it is; formats translate it.
         preprocess: the evaluation transform; None where the source says nothing.
         class_names: one per row of the head, in order; None where the source says nothing.
         dropped: tensors that the reader set aside, each with its reason.
@@ -34,6 +35,7 @@ class Checkpoint:
     description: str
     architecture: str | None = None
     model_args: Mapping[str, Any] = field(default_factory=dict)
+    library: Mapping[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSpec | None = None
     class_names: tuple[str, ...] | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)

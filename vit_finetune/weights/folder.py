@@ -80,6 +80,7 @@ def read_folder(folder: Path) -> Checkpoint:
         checkpoint,
         architecture=sidecar.architecture or checkpoint.architecture,
         model_args=sidecar.model_args if sidecar.architecture else checkpoint.model_args,
+        library=sidecar.library,
         preprocess=preprocess or checkpoint.preprocess,
         class_names=sidecar.class_names or checkpoint.class_names,
         notes=(*checkpoint.notes, *more),

@@ -19,10 +19,10 @@ from vit_finetune.models.variants import list_models, variant_config
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.architecture import stated_config
 from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.conversion import Converted, converted_from
 from vit_finetune.weights.folder import read_path, weights_in
-from vit_finetune.weights.formats import FORMATS, detect_format
+from vit_finetune.weights.formats import detect_format
 from vit_finetune.weights.readers import read_json
-from vit_finetune.weights.rules import to_timm
 
 # What shapes and names tell of a network: first its size, then its parts.
 _SIZES = ("embed_dim", "depth", "patch_size")
@@ -120,8 +120,9 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
     path = Path(path).expanduser()
     checkpoint = read_path(path)
     files = _weight_files(path)
-    layout, tensors, notes = _our_names(checkpoint)
-    config, closest, more = _network(checkpoint, tensors)
+    layout, converted, notes = _our_names(checkpoint)
+    tensors = converted.tensors
+    config, closest, more = _network(checkpoint, tensors, converted.fields)
     dtypes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -154,20 +155,21 @@ def _weight_files(path: Path) -> list[Path]:
     return [weights.parent / name for name in sorted(set(read_json(weights)["weight_map"].values()))]
 
 
-def _our_names(checkpoint: Checkpoint) -> tuple[str, Mapping[str, Tensor], list[str]]:
+def _our_names(checkpoint: Checkpoint) -> tuple[str, Converted, list[str]]:
     """Return the format's name, the tensors under our names, and why there are none."""
+    nothing = Converted({}, {})
     try:
         layout = detect_format(checkpoint.tensors)
     except RequestError as error:
-        return "unknown", {}, [str(error)]
+        return "unknown", nothing, [str(error)]
     try:
-        return layout, to_timm(checkpoint.tensors, FORMATS[layout]).tensors, []
+        return layout, converted_from(checkpoint, source=layout), []
     except RequestError as error:
-        return layout, {}, [str(error)]
+        return layout, nothing, [str(error)]
 
 
 def _network(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor]
+    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
 ) -> tuple[ViTConfig | None, tuple[str, ...], list[str]]:
     """Return the network, the architectures closest to it where it isn't named, and what couldn't be told."""
     notes = []
@@ -178,8 +180,12 @@ def _network(
     if stated is not None or not tensors:
         return stated, (), notes
     # Heads, epsilon and activation leave no trace in shapes and change none of what is reported here.
-    known: dict[str, Any] = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu"}
-    if "cls_token" in tensors and not {"fc_norm.weight", "attn_pool.latent"} & tensors.keys():
+    known: dict[str, Any] = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu", **fields}
+    if (
+        "global_pool" not in known
+        and "cls_token" in tensors
+        and not {"fc_norm.weight", "attn_pool.latent"} & tensors.keys()
+    ):
         known["global_pool"] = "token"
     try:
         told = ViTConfig.from_state_dict(tensors, known=known)

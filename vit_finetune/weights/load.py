@@ -20,14 +20,14 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.models.head import HeadInit, replace_head
+from vit_finetune.models.variants import variant_config
 from vit_finetune.models.vit import VisionTransformer, ViTConfig
 from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
 from vit_finetune.weights.architecture import source_config, stated_grid
 from vit_finetune.weights.checkpoint import Checkpoint
-from vit_finetune.weights.formats import FORMATS, detect_format
+from vit_finetune.weights.conversion import Converted, converted_from
 from vit_finetune.weights.report import LoadReport
 from vit_finetune.weights.resample import POS_EMBED_METHODS
-from vit_finetune.weights.rules import Converted, to_timm
 from vit_finetune.weights.sources import read_source
 
 
@@ -60,7 +60,7 @@ def load_pretrained(
     _check_choices(head, pos_embed)
     checkpoint = read_source(source)
     with _naming(checkpoint):
-        converted = _converted(checkpoint)
+        converted = converted_from(checkpoint, model.config.to_mapping())
         grid = grid or stated_grid(checkpoint, converted.tensors)
         if head == "keep":
             _size_head(model, converted.tensors, pos_embed, grid)
@@ -104,8 +104,9 @@ def from_pretrained(
     _check_choices("drop", pos_embed)
     checkpoint = read_source(source)
     with _naming(checkpoint):
-        converted = _converted(checkpoint)
-        config = source_config(checkpoint, converted.tensors, name=name, known=overrides)
+        known = variant_config(name).to_mapping() if name else overrides
+        converted = converted_from(checkpoint, {key: value for key, value in known.items() if key != "img_size"})
+        config = source_config(checkpoint, converted.tensors, name=name, known={**overrides, **converted.fields})
         keeps_head = num_classes is None and "head.weight" in converted.tensors
         classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
         model = _empty_model(config.updated({**overrides, "num_classes": classes}), name or checkpoint.architecture)
@@ -154,10 +155,6 @@ def _naming(checkpoint: Checkpoint) -> Iterator[None]:
         yield
     except RequestError as error:
         raise RequestError(f"{checkpoint.description}: {error}") from error
-
-
-def _converted(checkpoint: Checkpoint) -> Converted:
-    return to_timm(checkpoint.tensors, FORMATS[detect_format(checkpoint.tensors)])
 
 
 def _empty_model(config: ViTConfig, name: str | None) -> VisionTransformer:
@@ -241,7 +238,7 @@ def _report(
         class_names=names,
         source=checkpoint.description,
         architecture=model.name,
-        notes=(*checkpoint.notes, *fitted.notes, *notes, *remark),
+        notes=(*checkpoint.notes, *converted.notes, *fitted.notes, *notes, *remark),
     )
 
 

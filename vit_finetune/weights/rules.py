@@ -1,25 +1,45 @@
-"""Tables that translate another library's names into ours, and the engine that applies them.
+"""The words in which a layout of ViT weights is written down: one table that serves both directions.
 
-A `Format` is data: one `Rule` per kind of tensor. A rule whose `theirs` has several names stacks them on a new first
-axis and rearranges; the way back is the same pattern with its sides swapped, so one table serves both directions.
-Every name of the file is consumed exactly once: by a rule, or by a `drop` pattern that says why. Anything else is one
-error that lists both sides. Nothing here knows a particular format.
+A `Format` is data. Its `Rule`s say how each kind of tensor is called and laid out on both sides; the way back is the
+same rule read from right to left. The other fields say what a file holds that we don't (dropped, set aside, refused),
+what we hold that it doesn't (constants), which networks it can express (`holds`), and how its library's configuration
+maps to ours. `conversion.py` applies all this; nothing here, and nothing there, knows a particular format.
+
+Names in rules and patterns:
+- `{i}` stands for a number, `{kind}` for weight or bias, `{rest}` for any ending.
+- A leading slash means "at the top of the file, never behind the network's prefix": `/classifier.{kind}`.
+- Axes of einops patterns that are sized from `ViTConfig`: nh heads, hd width of a head, p and q height and width of a
+  patch, c channels, d width; `qkv` is 3 and `kv` is 2. Other letters are free.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
 
-import torch
-from einops import rearrange
-from torch import Tensor
-
-from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import closest
+from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.rewrites import Rewrite
 
 _LISTED = 8  # names shown per side of an error; the rest is counted
+_PLACEHOLDERS = {
+    "{i}": r"(?P<i>\d+)",
+    "{j}": r"(?P<j>\d+)",
+    "{kind}": r"(?P<kind>weight|bias)",
+    "{rest}": r"(?P<rest>.+)",
+}
+
+# Fields of a network that every layout can say, because they are numbers in shapes or act in training only.
+_FREE = {
+    *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio"),
+    *("dynamic_img_size", "weight_init", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
+    *("attn_drop_rate", "drop_path_rate"),
+}
+# Field to default of all others.
+STRUCTURE = {name: item.default for name, item in ViTConfig.__dataclass_fields__.items() if name not in _FREE}
 
 
 @dataclass(frozen=True)
@@ -27,19 +47,59 @@ class Rule:
     """How one kind of tensor is called and laid out on both sides.
 
     Attributes:
-        theirs: the file's name, or several that become one tensor of ours; `{i}` stands for a block's number.
-        ours: timm's name, with the same placeholders.
-        pattern: einops pattern from theirs (stacked first, where there are several) to ours; None keeps the layout.
+        theirs: the file's name, or several that are stacked on a new first axis; None among them is a tensor of zeros
+            that the file leaves out (and that must be zero on the way back).
+        ours: timm's name, with the same placeholders; or several, which share the result's first axis.
+        pattern: einops pattern from theirs to ours; None keeps the layout. Dots stand for axes that stay as they are.
+        shares: with several `ours`, the share of the first axis that each gets: (1, 2) is a third and two thirds.
+        scale: from the network's fields to one factor for each equal part of our first axis; the file's values times
+            these, computed in float64, are ours.
+        when: whether this rule is the one to write a network with, where several have the same `ours`; None is always.
+            In reading, names decide.
     """
 
-    theirs: str | tuple[str, ...]
-    ours: str
+    theirs: str | tuple[str | None, ...]
+    ours: str | tuple[str, ...]
     pattern: str | None = None
+    shares: tuple[int, ...] = ()
+    scale: Callable[[Mapping[str, Any]], Sequence[float]] | None = None
+    when: Callable[[ViTConfig], bool] | None = None
 
     @property
-    def sources(self) -> tuple[str, ...]:
+    def sources(self) -> tuple[str | None, ...]:
         """The file's names, always as a tuple."""
-        return (self.theirs,) if isinstance(self.theirs, str) else self.theirs
+        return self.theirs if isinstance(self.theirs, tuple) else (self.theirs,)
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """Our names, always as a tuple."""
+        return self.ours if isinstance(self.ours, tuple) else (self.ours,)
+
+
+def first_axis(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of a linear layer's bias, from its weight's."""
+    return shape[:1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Constant:
+    """A tensor that one side holds and the other leaves out, because it never is anything else.
+
+    Attributes:
+        name: on the side that holds it.
+        like: timm's name of a tensor that tells how large it is; the constant exists where this one does.
+        shape: from that tensor's shape to the constant's.
+        value: what every element is; "eye" is the identity matrix.
+        reason: why another value can't be written, for the error.
+        when: the networks for which it is so; None is all. Looked at in writing only.
+    """
+
+    name: str
+    like: str
+    shape: Callable[[tuple[int, ...]], tuple[int, ...]] = first_axis
+    value: float | str = 0.0
+    reason: str = ""
+    when: Callable[[ViTConfig], bool] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,78 +108,97 @@ class Format:
 
     Attributes:
         name: how it is called in options and messages.
-        rules: one per kind of tensor; empty means that the names are ours already.
+        library: what writes and reads it, for people.
         present: name endings that are in every such file.
         absent: name parts that are in none, which tell it from its kin.
-        prefixes: what may stand before every name of the network.
-        drop: regular expressions of whole names that have no place in ours, each with the reason.
+        rules: one per kind of tensor; empty means that the names are ours already.
+        aliases: other spellings of names (of other versions, in memory), each with the spelling that rules use.
+        stacked: (spelling with all blocks in one tensor, spelling of one block) where a file may hold layers stacked.
+        prefixes: what may stand before every name of the network, longest first.
+        prefix: what the library writes there for a network.
+        ours_only: what only we hold, such as a head's bias.
+        theirs_only: what only the file holds and its library asks for, such as a mask token.
+        drop: names that have no place in ours, each with the reason.
+        aside: the same, but kept for the way back.
+        refuse: names of what no network of ours can do, each with the reason and what could be done instead.
+        unplaced: our names that have no place in the file, each with the reason and what could be done instead.
+        holds: fields of a network that may differ from `ViTConfig`'s defaults, each with the values that the format can
+            express; () is any. Fields that only count or act in training are free anyway.
+        defaults: fields that every such file has and shapes don't tell.
+        told: from the file's names and shapes, and the fields known so far, to fields that only this layout tells.
+        check: says in words why a network can't be written though its fields can; empty where it can.
+        rewrites: changes of more than one tensor at a time, applied after the rules (and before them on the way back).
+        config_from: from the library's configuration to our fields.
+        config_to: from our network to the library's configuration.
+        file: the name of the weight file that the library looks for.
+        pos_embed: how its library resamples positions; a method of `resample.py`.
     """
 
     name: str
-    rules: tuple[Rule, ...] = ()
+    library: str = ""
     present: tuple[str, ...]
     absent: tuple[str, ...] = ()
+    rules: tuple[Rule, ...] = ()
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    stacked: tuple[str, str] | None = None
     prefixes: tuple[str, ...] = ()
+    prefix: Callable[[ViTConfig], str] | None = None
+    ours_only: tuple[Constant, ...] = ()
+    theirs_only: tuple[Constant, ...] = ()
     drop: Mapping[str, str] = field(default_factory=dict)
+    aside: Mapping[str, str] = field(default_factory=dict)
+    refuse: Mapping[str, str] = field(default_factory=dict)
+    unplaced: Mapping[str, str] = field(default_factory=dict)
+    holds: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    told: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], Mapping[str, Any]] | None = None
+    check: Callable[[ViTConfig], str] | None = None
+    rewrites: tuple[Rewrite, ...] = ()
+    config_from: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
+    config_to: Callable[[ViTConfig], dict[str, Any]] | None = None
+    file: str = "model.safetensors"
+    pos_embed: str = "bicubic"
 
-    def matches(self, names: Mapping[str, Tensor]) -> bool:
+    def matches(self, names: Mapping[str, Any]) -> bool:
         """Say whether the names carry this format's fingerprint, and no other's."""
-        has_all = all(any(("." + name).endswith("." + ending) for name in names) for ending in self.present)
-        return has_all and not any(part in "." + name for part in self.absent for name in names)
+        dotted = [f".{name.replace('/', '.')}" for name in names]
+        has_all = all(any(name.endswith(f".{ending}") for name in dotted) for ending in self.present)
+        return has_all and not any(part in name for part in self.absent for name in dotted)
+
+    def allowed(self, name: str) -> tuple[Any, ...]:
+        """Return the values of a structural field that this format expresses; () is any."""
+        if name in self.holds:
+            return self.holds[name]
+        return (False if name == "fc_norm" else STRUCTURE[name],)
+
+    def fixed(self) -> dict[str, Any]:
+        """Return the fields that have one value only in this format, and the format's defaults."""
+        single = {name: values[0] for name in STRUCTURE if len(values := self.allowed(name)) == 1}
+        if "fc_norm" not in self.holds:
+            single.pop("fc_norm", None)  # token pooling has no such choice
+        return {**single, **self.defaults} if self.rules else dict(self.defaults)
 
 
-@dataclass(frozen=True)
-class Converted:
-    """Tensors under our names, and what had no place among them.
-
-    Attributes:
-        tensors: timm's name to tensor.
-        dropped: the file's name to the reason.
-    """
-
-    tensors: dict[str, Tensor]
-    dropped: dict[str, str]
+@cache
+def template(text: str) -> re.Pattern[str]:
+    """Return the regular expression of a name with placeholders."""
+    expression = re.escape(text)
+    for word, group in _PLACEHOLDERS.items():
+        expression = expression.replace(re.escape(word), group, 1)
+        expression = expression.replace(re.escape(word), f"(?P={word[1:-1]})")
+    return re.compile(expression)
 
 
-def to_timm(tensors: Mapping[str, Tensor], layout: Format) -> Converted:
-    """Translate a state dict into timm's names and shapes.
+def fill(text: str, values: Mapping[str, str]) -> str:
+    """Put values for the placeholders of a name."""
+    for word, value in values.items():
+        text = text.replace(f"{{{word}}}", value)
+    return text
 
-    Args:
-        tensors: the file's tensors.
-        layout: their format.
 
-    Raises:
-        RequestError: a name fits no rule, or a tensor that belongs to a group is missing.
-    """
-    prefix = next((p for p in layout.prefixes if any(name.startswith(p) for name in tensors)), "")
-    groups: dict[str, tuple[Rule, dict[int, str]]] = {}
-    dropped: dict[str, str] = {}
-    converted = Converted({}, dropped)
-    unknown: list[str] = []
-    for name, tensor in tensors.items():
-        bare = name.removeprefix(prefix)
-        reason = next((why for pattern, why in layout.drop.items() if re.fullmatch(pattern, bare)), None)
-        if reason is not None:
-            dropped[name] = reason
-        elif not layout.rules:
-            converted.tensors[bare] = tensor
-        elif found := _match(layout, bare):
-            ours, rule, position = found
-            first, parts = groups.setdefault(ours, (rule, {}))
-            if first != rule or position in parts:
-                raise RequestError(f"the file holds two tensors for {ours}: {', '.join(parts.values())}, {name}")
-            parts[position] = name
-        else:
-            unknown.append(name)
-    missing = [ours for ours, (rule, parts) in groups.items() if len(parts) != len(rule.sources)]
-    if unknown or missing:
-        left = [f"{ours} (found only {', '.join(groups[ours][1].values())})" for ours in missing]
-        raise RequestError(
-            f"the {layout.name} names don't add up; " + two_sides(unknown, left, "without a rule", "incomplete")
-        )
-    for ours, (rule, parts) in groups.items():
-        converted.tensors[ours] = _rearranged([tensors[parts[k]] for k in sorted(parts)], rule, ours)
-    return converted
+def reason_for(name: str, reasons: Mapping[str, str]) -> str | None:
+    """Return the reason of the first pattern (a name with placeholders) that a name fits."""
+    return next((reason for pattern, reason in reasons.items() if template(pattern).fullmatch(name)), None)
 
 
 def two_sides(theirs: list[str], ours: list[str], theirs_are: str, ours_are: str) -> str:
@@ -142,24 +221,3 @@ def two_sides(theirs: list[str], ours: list[str], theirs_are: str, ours_are: str
         more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         sides.append(f"{len(names)} {are}: {', '.join(shown)}{more}")
     return "; ".join(sides)
-
-
-def _match(layout: Format, name: str) -> tuple[str, Rule, int] | None:
-    """Return our name, the rule, and the position among the rule's names; None where no rule fits."""
-    for rule in layout.rules:
-        for position, template in enumerate(rule.sources):
-            found = re.fullmatch(re.escape(template).replace(r"\{i\}", r"(?P<i>\d+)"), name)
-            if found:
-                return rule.ours.format(**found.groupdict()), rule, position
-    return None
-
-
-def _rearranged(parts: list[Tensor], rule: Rule, ours: str) -> Tensor:
-    """Stack what belongs together and bring it into our layout."""
-    shapes = {tuple(part.shape) for part in parts}
-    if len(shapes) > 1:
-        raise RequestError(f"the tensors that make up {ours} have different shapes: {sorted(shapes)}")
-    if rule.pattern is None:
-        return parts[0]
-    value: Tensor = rearrange(parts[0] if isinstance(rule.theirs, str) else torch.stack(parts), rule.pattern)
-    return value

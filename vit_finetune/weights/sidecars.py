@@ -26,6 +26,7 @@ class Sidecar:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     preprocess: PreprocessSpec | None = None
     class_names: tuple[str, ...] | None = None
+    library: Mapping[str, Any] = field(default_factory=dict)
 
 
 def read_config(config: Mapping[str, Any], where: str) -> Sidecar:
@@ -41,7 +42,7 @@ def read_config(config: Mapping[str, Any], where: str) -> Sidecar:
     if isinstance(config.get("architecture"), str):
         return read_timm_config(config, where)
     if "model_type" in config:
-        return Sidecar(class_names=_transformers_labels(config.get("id2label")))
+        return Sidecar(class_names=_transformers_labels(config.get("id2label")), library=config)
     raise RequestError(
         f"{where} has neither 'architecture' (timm's hub format) nor 'model_type' (transformers'); its keys are "
         f"{', '.join(sorted(config)[:8])}"

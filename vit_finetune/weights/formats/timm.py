@@ -8,8 +8,25 @@ from __future__ import annotations
 
 from vit_finetune.weights.rules import Format
 
+# Every option but those that only our network has; the values are as many as `ViTConfig` allows.
+_OPTIONS = (
+    *("global_pool", "qkv_bias", "qk_norm", "proj_bias", "scale_attn_norm", "scale_mlp_norm", "init_values"),
+    *("class_token", "distilled", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm"),
+    *(
+        "pool_include_prefix",
+        "norm_layer",
+        "norm_eps",
+        "embed_norm",
+        "act_layer",
+        "mlp_layer",
+        "attn_layer",
+        "block_fn",
+    ),
+)
+
 TIMM = Format(
     name="timm",
+    library="timm",
     present=("patch_embed.proj.weight",),
     absent=(
         ".gamma_1",
@@ -25,4 +42,7 @@ TIMM = Format(
         ".rope.",
         ".trunk.",
     ),
+    holds=dict.fromkeys(_OPTIONS, ()),
 )
+
+FORMATS = (TIMM,)

@@ -1,0 +1,151 @@
+"""From a file's names to ours: every name is consumed once, by a rule or with a reason, or there is one error.
+
+Works on names and shapes; what it returns is a `Plan`, not yet computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vit_finetune.common.errors import NotRepresentable, RequestError
+from vit_finetune.weights.axes import axis_sizes, factors_in_words, rearranged, times
+from vit_finetune.weights.constants import stand_ins
+from vit_finetune.weights.lazy import Lazy, Plan, combine
+from vit_finetune.weights.rules import Format, Rule, fill, reason_for, template, two_sides
+
+
+def plan_to_timm(tensors: Mapping[str, Lazy], layout: Format, known: Mapping[str, Any] | None = None) -> Plan:
+    """Say how a file's tensors become ours; arguments, result and errors as for `to_timm`."""
+    if not layout.rules:
+        return Plan(dict(tensors), fields={**layout.fixed(), **(known or {})})
+    prefix = next((p for p in layout.prefixes if any(name.startswith(p) for name in tensors)), "")
+    bare, names = _canonical(tensors, layout, prefix)
+    shapes = {name: value.shape for name, value in bare.items()}
+    fields = {**layout.fixed(), **(known or {})}
+    fields = {**fields, **(layout.told(shapes, fields) if layout.told else {}), **(known or {})}
+    groups, plan = _sorted_out(bare, Plan({}, fields=fields, names=names), layout, has_prefix=bool(prefix))
+    for targets, (rule, parts) in groups.items():
+        values = [bare[parts[k]] if k in parts else None for k in range(len(rule.sources))]
+        plan.tensors.update(zip(targets, _read(rule, values, targets, fields), strict=True))
+    for constant in layout.ours_only:
+        plan.tensors.update(stand_ins(constant, plan.tensors))
+    ours = plan.tensors
+    for rewrite in layout.rewrites:
+        ours = rewrite.read(ours)
+    return replace(plan, tensors=ours, notes=tuple(rewrite.words for rewrite in layout.rewrites))
+
+
+def _canonical(tensors: Mapping[str, Lazy], layout: Format, prefix: str) -> tuple[dict[str, Lazy], dict[str, str]]:
+    """Return the tensors under the rules' spelling, and that spelling to the file's."""
+    bare: dict[str, Lazy] = {}
+    names: dict[str, str] = {}
+    for original, value in tensors.items():
+        name = original.removeprefix(prefix) if original.startswith(prefix) else f"/{original}"
+        name = _respelled(name, layout.aliases)
+        pieces = {name: value}
+        if layout.stacked and (found := template(layout.stacked[0]).fullmatch(name)):
+            pieces = {
+                _respelled(fill(layout.stacked[1], {**found.groupdict(), "i": str(i)}), layout.aliases): combine(
+                    _item(i), [value], f"layer {i}"
+                )
+                for i in range(value.shape[0])
+            }
+        for spelling, piece in pieces.items():
+            if spelling in bare:
+                raise RequestError(f"the file holds two tensors for {spelling}: {names[spelling]}, {original}")
+            bare[spelling], names[spelling] = piece, original
+    return bare, names
+
+
+def _respelled(name: str, aliases: Mapping[str, str]) -> str:
+    for other, ours in aliases.items():
+        if found := template(other).fullmatch(name):
+            return fill(ours, found.groupdict())
+    return name
+
+
+def _item(i: int) -> Callable[[Tensor], Tensor]:
+    return lambda value: value[i]
+
+
+_Groups = dict[tuple[str, ...], tuple[Rule, dict[int, str]]]
+
+
+def _sorted_out(bare: Mapping[str, Lazy], plan: Plan, layout: Format, *, has_prefix: bool) -> tuple[_Groups, Plan]:
+    """Find for every name its rule, or the reason why it has none, which goes into the plan."""
+    groups: _Groups = {}
+    names, unknown = plan.names, []
+    for name, value in bare.items():
+        if reason := reason_for(name, layout.refuse):
+            raise NotRepresentable(f"{names[name]}: {reason}")
+        if found := _match(layout, name, has_prefix=has_prefix):
+            targets, rule, position = found
+            first, parts = groups.setdefault(targets, (rule, {}))
+            if first != rule or position in parts:
+                others = ", ".join(names[part] for part in parts.values())
+                raise RequestError(f"the file holds two tensors for {', '.join(targets)}: {others}, {names[name]}")
+            parts[position] = name
+        elif reason := reason_for(name, layout.aside):
+            plan.aside[names[name]] = value
+            plan.dropped[names[name]] = reason
+        elif reason := reason_for(name, layout.drop):
+            plan.dropped[names[name]] = reason
+        else:
+            unknown.append(names[name])
+    incomplete = [
+        f"{', '.join(targets)} (found only {', '.join(names[part] for part in parts.values())})"
+        for targets, (rule, parts) in groups.items()
+        if any(source is not None and k not in parts for k, source in enumerate(rule.sources))
+    ]
+    if unknown or incomplete:
+        sides = two_sides(unknown, incomplete, "without a rule", "incomplete")
+        raise RequestError(f"the {layout.name} names don't add up; {sides}")
+    return groups, plan
+
+
+def _match(layout: Format, name: str, *, has_prefix: bool) -> tuple[tuple[str, ...], Rule, int] | None:
+    """Return our names, the rule, and the position among the rule's names; None where no rule fits."""
+    for rule in layout.rules:
+        for position, source in enumerate(rule.sources):
+            # In a file without a prefix everything is at the top.
+            text = source if source is None or has_prefix else source.removeprefix("/")
+            if text is not None and (found := template(text).fullmatch(name)):
+                return tuple(fill(target, found.groupdict()) for target in rule.targets), rule, position
+    return None
+
+
+def _read(rule: Rule, parts: Sequence[Lazy | None], targets: tuple[str, ...], fields: Mapping[str, Any]) -> list[Lazy]:
+    """Bring what belongs together into our layout."""
+    given = [part for part in parts if part is not None]
+    if len({part.shape for part in given}) > 1:
+        shapes = sorted({part.shape for part in given})
+        raise RequestError(f"the tensors that make up {', '.join(targets)} have different shapes: {shapes}")
+    sizes = axis_sizes(rule.pattern.partition("->")[0], fields) if rule.pattern else {}
+    label = ", ".join(targets)
+
+    def joined(*values: Tensor) -> Tensor:
+        rest = iter(values)
+        members = [torch.zeros_like(values[0]) if part is None else next(rest) for part in parts]
+        value = torch.stack(members) if isinstance(rule.theirs, tuple) else members[0]
+        return value if rule.pattern is None else rearranged(value, rule.pattern, sizes, label)
+
+    whole = given[0]
+    if rule.pattern is not None or len(parts) > 1:
+        whole = combine(joined, given, rule.pattern or "stack")
+    if rule.scale is not None:
+        factors = tuple(rule.scale(fields))
+        whole = combine(times(factors), [whole], factors_in_words(factors))
+    if not rule.shares:
+        return [whole]
+    ends = [sum(rule.shares[: k + 1]) / sum(rule.shares) for k in range(len(rule.shares))]
+    starts = [0.0, *ends[:-1]]
+    return [combine(_share(a, b), [whole], f"rows {a:.3g} to {b:.3g}") for a, b in zip(starts, ends, strict=True)]
+
+
+def _share(start: float, end: float) -> Callable[[Tensor], Tensor]:
+    return lambda value: value[round(start * len(value)) : round(end * len(value))]
