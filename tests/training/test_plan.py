@@ -22,7 +22,7 @@ from vit_finetune.training import micro_batch, steps_in
         (3, 10, 4, 8),  # 30 pictures, not 3 x ceil(10 / 4) = 9 steps: no epoch ends in a short step
         (2, 10, 5, 4),
         (0.5, 10, 5, 1),
-        (0.1, 30, 3, 1),  # 0.1 x 30 / 3 is 1.0000000000000002 in floating point
+        (0.07, 100, 7, 1),  # 0.07 x 100 / 7 is 1.0000000000000002 in floating point
         (0.7, 100, 10, 7),
         (1, 1, 64, 1),
         (0.001, 10, 64, 1),  # never less than one step

@@ -113,7 +113,7 @@ def steps_in(epochs: float, *, num_train: int, global_batch_size: int, least: in
         least: the smallest answer.
     """
     steps = epochs * num_train / global_batch_size
-    return max(least, math.ceil(round(steps, 9)))  # forgives the rounding error of a product such as 0.1 x 30
+    return max(least, math.ceil(round(steps, 9)))  # forgives the rounding error of a product such as 0.07 x 100
 
 
 def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int, device_kind: str) -> int:
