@@ -9,7 +9,7 @@ from vit_finetune.common.errors import NotRepresentable
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.lazy import Lazy
 from vit_finetune.weights.rewrites import WIDENINGS
-from vit_finetune.weights.rules import STRUCTURE, Format
+from vit_finetune.weights.rules import Format, structure
 
 
 def widened(
@@ -29,7 +29,7 @@ def widened(
         NotRepresentable: an option is left that the format has no words for; all of them are listed.
     """
     values, notes, problems = dict(tensors), [], []
-    for name in STRUCTURE:
+    for name in structure():
         allowed = layout.allowed(name)
         value = _value(config, name)
         if not allowed or value in allowed:

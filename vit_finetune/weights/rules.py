@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import Any
 
@@ -38,8 +38,12 @@ _FREE = {
     *("dynamic_img_size", "weight_init", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
     *("attn_drop_rate", "drop_path_rate"),
 }
-# Field to default of all others.
-STRUCTURE = {name: item.default for name, item in ViTConfig.__dataclass_fields__.items() if name not in _FREE}
+
+
+@cache
+def structure() -> Mapping[str, Any]:
+    """Return the fields of a network that are choices of structure or function, each with its default."""
+    return {item.name: item.default for item in fields(ViTConfig) if item.name not in _FREE}
 
 
 @dataclass(frozen=True)
@@ -169,11 +173,11 @@ class Format:
         """Return the values of a structural field that this format expresses; () is any."""
         if name in self.holds:
             return self.holds[name]
-        return (False if name == "fc_norm" else STRUCTURE[name],)
+        return (False if name == "fc_norm" else structure()[name],)
 
     def fixed(self) -> dict[str, Any]:
         """Return the fields that have one value only in this format, and the format's defaults."""
-        single = {name: values[0] for name in STRUCTURE if len(values := self.allowed(name)) == 1}
+        single = {name: values[0] for name in structure() if len(values := self.allowed(name)) == 1}
         if "fc_norm" not in self.holds:
             single.pop("fc_norm", None)  # token pooling has no such choice
         return {**single, **self.defaults} if self.rules else dict(self.defaults)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_finetune.models.vit_config import ViTConfig
-from vit_finetune.weights.formats.hf import PATCH_RULE, VIT_ALIASES, VIT_BLOCK_RULES, config_of, fields_from
+from vit_finetune.weights.formats.hf import LAYER, PATCH_RULE, VIT_ALIASES, VIT_BLOCK_RULES, config_of, fields_from
 from vit_finetune.weights.rules import Format, Rule
 
 
@@ -39,7 +39,8 @@ HF_VIT = Format(
     ),
     prefixes=("vit.",),
     prefix=lambda config: "vit." if config.num_classes else "",
-    aliases=VIT_ALIASES,
+    # transformers 5 leaves the prefix out of the blocks' names when it saves ViTMSNForImageClassification.
+    aliases={**VIT_ALIASES, f"/{LAYER}.{{rest}}": f"{LAYER}.{{rest}}"},
     rules=(
         Rule("embeddings.cls_token", "cls_token"),
         Rule("embeddings.position_embeddings", "pos_embed"),
