@@ -169,7 +169,7 @@ def test_bad_data__one_line_and_exit_2(say: Any, tmp_path: Path, spoil: Any, nam
     [
         ("data.root=/nowhere/at/all", "/nowhere/at/all"),
         ("model.name=vit_tinny_patch16_224", "did you mean 'vit_tiny_patch16_224'"),
-        ("model.name=vit_base_r50_s16_224", "not a plain"),
+        ("model.name=vit_base_r50_s16_224", "hybrid"),
         ("train.epoch=3", "did you mean 'epochs'"),
         ("train.global_batch_size=many", "train.global_batch_size"),
         ("optimizer.lr", "section.key=value"),
@@ -178,6 +178,7 @@ def test_bad_data__one_line_and_exit_2(say: Any, tmp_path: Path, spoil: Any, nam
         ("train.per_device_batch_size=64", "at most 12"),
         ("schedule.warmup_steps=99", "longer than the run"),
         ("tuning.mode=last_n", "num_blocks"),
+        ("evaluation.metric=top5", "3 classes"),
         ("run.trackers=[wandb]", "pip install wandb"),
         ("model.pretrained=/nowhere.safetensors", "/nowhere.safetensors"),
     ],

@@ -199,10 +199,9 @@ def test_finetune__killed_run_ends_as_if_undisturbed(pictures: Path, tmp_path: P
     process.wait()
     assert not (tmp_path / "killed" / "metrics.json").exists(), "the run ended before it was killed"
 
-    resumed = run_module(["train", str(recipes["killed"]), "--resume"])
-    assert resumed.returncode == 0, resumed.stderr
-    assert "resume: going on after step" in resumed.stdout
-    assert run_module(["train", str(recipes["whole"])]).returncode == 0
+    finetune(recipes["killed"], resume=True)
+    assert "resume: going on after step" in (tmp_path / "killed" / "run.log").read_text()
+    finetune(recipes["whole"])
     for name in ("metrics.jsonl", "model/model.safetensors", "checkpoints/step-00000024/optimizer.safetensors"):
         assert (tmp_path / "killed" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes(), name
 
@@ -241,3 +240,20 @@ def test_finetune__a_broken_picture_on_one_process_ends_all_with_one_line(tmp_pa
     assert done.stderr.count("error:") == 1
     assert str(broken) in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_finetune__trackers_get_the_figures(pictures: Path, tmp_path: Path) -> None:
+    """A tracker asked for by name writes the loss of every step through Accelerate."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    result = finetune(tiny_config(pictures, tmp_path / "tracked", run={"trackers": ["tensorboard"]}))
+    events = EventAccumulator(str(next(result.run_dir.rglob("events.out.tfevents.*")).parent))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("train/loss")]
+    np.testing.assert_allclose(logged, [row["loss"] for row in rows(result.run_dir, "train")], rtol=1e-6)
+
+
+def test_finetune__grad_checkpointing_changes_no_number(finished: RunResult, pictures: Path, tmp_path: Path) -> None:
+    """Recomputing blocks in the backward pass gives the same run, byte for byte."""
+    again = finetune(tiny_config(pictures, tmp_path / "lean", train={"grad_checkpointing": True}))
+    assert (again.run_dir / "metrics.jsonl").read_bytes() == (finished.run_dir / "metrics.jsonl").read_bytes()

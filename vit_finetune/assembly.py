@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
@@ -75,7 +76,14 @@ def preprocess_of(config: Config, model: VisionTransformer, report: LoadReport) 
 
 
 def make_plan(config: Config, splits: Splits, accelerator: Accelerator) -> TrainPlan:
-    """Derive every number of the run."""
+    """Derive every number of the run.
+
+    Raises:
+        RequestError: the numbers contradict each other.
+    """
+    if config.evaluation.metric == "top5" and len(splits.class_names) < 5:
+        classes = len(splits.class_names)
+        raise RequestError(f"evaluation.metric top5 says nothing about {classes} classes; use accuracy")
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
     schedule, evaluation = config.schedule, config.evaluation

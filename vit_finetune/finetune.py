@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from vit_finetune.assembly import Feeder, build_model, flat, make_plan, preprocess_of, start_screen
-from vit_finetune.common.files import sync, write_json, write_text
+from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.machine import environment
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
@@ -29,8 +29,8 @@ from vit_finetune.training import (
     check_run_folder,
     fit,
     make_optimizer,
+    new_run_folder,
     on_main,
-    open_run_folder,
     parameter_groups,
     restore,
     set_threads,
@@ -205,11 +205,10 @@ def _prepare_manifest(splits: Splits, run_dir: Path, *, resuming: bool) -> str:
 
 def _open(run_dir: Path, config: Config, facts: Mapping[str, Any], *, resuming: bool) -> None:
     """Make the run's folder and write into it what is known before the first step."""
-    open_run_folder(run_dir, resuming=resuming)
     if not resuming:
-        write_text(run_dir / "config.yaml", config.to_yaml())
-        _pending_manifest(run_dir).replace(run_dir / "manifest.parquet")
-        sync(run_dir)
+        with new_run_folder(run_dir) as folder:
+            write_text(folder / "config.yaml", config.to_yaml())
+            _pending_manifest(run_dir).replace(folder / "manifest.parquet")
     for name, values in facts.items():
         write_json(run_dir / f"{name}.json", values)
 

@@ -11,7 +11,7 @@ import yaml
 from training_helpers import Run, copied, options_of, plan_of, tiny_vit
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.training import Progress, check_run_folder, open_run_folder, restore
+from vit_finetune.training import Progress, check_run_folder, new_run_folder, restore
 from vit_finetune.training.checkpoint import load_checkpoint
 
 CONFIG: dict[str, Any] = {
@@ -116,13 +116,19 @@ def test_check_run_folder__harmless_differences(tmp_path: Path, section: str, ke
     assert check(started(tmp_path), changed(section, key, value), resume=True) is True
 
 
-def test_open_run_folder__empties_unless_it_goes_on(tmp_path: Path) -> None:
-    """A fresh start removes the older run; one that goes on keeps it. Both have a folder for checkpoints."""
-    run_dir = started(tmp_path)
-    open_run_folder(run_dir, resuming=True)
+def test_new_run_folder__appears_whole_in_the_place_of_an_older_run(tmp_path: Path) -> None:
+    """The folder appears with its content when the block ends well; with an error it does not appear at all."""
+    run_dir = tmp_path / "run"
+    (run_dir / "checkpoints").mkdir(parents=True)
+    (run_dir / "old.txt").write_text("of the older run")
+    with new_run_folder(run_dir) as folder:
+        (folder / "config.yaml").write_text("new")
+        assert not run_dir.exists()
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "config.yaml"]
-    open_run_folder(run_dir, resuming=False)
-    assert [path.name for path in run_dir.iterdir()] == ["checkpoints"]
+    with pytest.raises(KeyError), new_run_folder(tmp_path / "other"):
+        raise KeyError
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
+
 
 
 def restored(run: Run, **changes: Any) -> Progress:

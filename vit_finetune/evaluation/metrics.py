@@ -128,10 +128,11 @@ def score(
         labels = batch.labels.to(place)
         images = batch.images.to(place, non_blocking=True)
         if accelerator is None:
-            logits = model(images).float()
+            logits = model(images)
         else:
             with accelerator.autocast():
-                logits = model(images).float()
+                logits = model(images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         rank = ranks(logits, labels).cpu()
         for row, hits in enumerate((rank >= 0, rank == 0, rank < 5)):
             counts[row] += torch.bincount(batch.labels[hits], minlength=num_classes)

@@ -6,7 +6,7 @@ from vit_finetune.training.optim import make_optimizer, parameter_groups
 from vit_finetune.training.plan import TrainPlan, micro_batch, steps_in
 from vit_finetune.training.processes import on_main, resolve_device, set_threads, start_accelerator
 from vit_finetune.training.progress import FitOptions, Progress
-from vit_finetune.training.resume import check_run_folder, open_run_folder, restore
+from vit_finetune.training.resume import check_run_folder, new_run_folder, restore
 
 __all__ = [
     "FitOptions",
@@ -17,8 +17,8 @@ __all__ = [
     "fit",
     "make_optimizer",
     "micro_batch",
+    "new_run_folder",
     "on_main",
-    "open_run_folder",
     "parameter_groups",
     "resolve_device",
     "restore",

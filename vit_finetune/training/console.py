@@ -39,7 +39,7 @@ class RunConsole:
     def say(self, *lines: str) -> None:
         """Print lines as they are, above the progress bar where there is one."""
         for line in lines:
-            self._console.print(line, markup=False)
+            self._console.print(line, markup=False, emoji=False)
         if self._enabled and self._log is not None:
             stamp = datetime.now().astimezone().isoformat(timespec="seconds")
             with self._log.open("a", encoding="utf-8") as file:

@@ -141,7 +141,7 @@ class _Loop:
         grad_norm = self.accelerator.clip_grad_norm_(parameters, limit)
         if world > 1:
             loss_sum = self.accelerator.reduce(loss_sum, reduction="sum")
-        mean_loss, norm = (torch.stack([loss_sum.double().cpu(), grad_norm.double().cpu()])).tolist()
+        mean_loss, norm = (torch.stack([loss_sum.cpu().double(), grad_norm.cpu().double()])).tolist()
         mean_loss /= self.plan.global_batch_size
         self.update(mean_loss, norm, micro_batches)
         return mean_loss, norm
@@ -153,7 +153,8 @@ class _Loop:
         logits = self.model(images, sample_seeds=batch.sample_seeds.to(device, non_blocking=True))
         labels = batch.labels.to(device, non_blocking=True)
         smoothing = self.options.label_smoothing
-        return functional.cross_entropy(logits.float(), labels, reduction="sum", label_smoothing=smoothing)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
 
     def update(self, loss: float, grad_norm: float, micro_batches: Sequence[TrainBatch]) -> None:
         """Apply the gradient, or stop before it can spoil the weights."""

@@ -146,10 +146,6 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
     Raises:
         VitFinetuneError: what `work` raised, of the same kind on every process, so that none waits for another.
     """
-    if accelerator.num_processes == 1:
-        return work()
-    from accelerate.utils import broadcast_object_list
-
     told: list[object] = [None, None]
     if accelerator.is_main_process:
         try:
@@ -158,7 +154,10 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
             told[1] = error
         except OSError as error:
             told[1] = WorkError(str(error))
-    broadcast_object_list(told)
+    if accelerator.num_processes > 1:
+        from accelerate.utils import broadcast_object_list
+
+        broadcast_object_list(told)
     if isinstance(told[1], VitFinetuneError):
         raise told[1]
     return told[0]  # type: ignore[return-value]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ import yaml
 from torch import nn
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.common.files import atomic_folder
 from vit_finetune.training import checkpoint as store
 from vit_finetune.training.journal import Journal
 from vit_finetune.training.optim import load_optimizer_tensors
@@ -70,11 +72,23 @@ def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "
             yield f"{path} was {before!r}, now {after!r}"
 
 
-def open_run_folder(run_dir: Path, *, resuming: bool) -> None:
-    """Make the run's folder, emptied of an older run unless that run goes on."""
-    if not resuming and run_dir.is_dir():
-        shutil.rmtree(run_dir)
-    (run_dir / "checkpoints").mkdir(parents=True, exist_ok=True)
+@contextmanager
+def new_run_folder(run_dir: Path) -> Iterator[Path]:
+    """Yield a temporary folder for what a run starts with; when the block ends well, it is the run's folder.
+
+    So a run's folder holds its configuration from the first moment on, and a run that was killed then can be resumed.
+
+    Args:
+        run_dir: the run's folder; an older run there goes, as `check_run_folder` allowed.
+    """
+    if run_dir.is_dir():
+        old = run_dir.with_name(f".{run_dir.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed right here
+        run_dir.rename(old)
+        shutil.rmtree(old)
+    with atomic_folder(run_dir) as folder:
+        (folder / "checkpoints").mkdir()
+        yield folder
 
 
 def restore(
@@ -107,16 +121,21 @@ def restore(
     root = run_dir / "checkpoints"
     step, notes = store.newest_whole(root)
     console.say(*notes)
-    for name in ("metrics.jsonl", "timing.jsonl"):
-        Journal(run_dir / name, enabled=accelerator.is_main_process).cut(step or 0)
+    journals = [
+        Journal(run_dir / name, enabled=accelerator.is_main_process) for name in ("metrics.jsonl", "timing.jsonl")
+    ]
     if step is None:
+        for journal in journals:
+            journal.cut(0)
         console.say("resume: no whole checkpoint yet, starting from step 0")
         return Progress()
-    loaded = store.load_checkpoint(root, step)
+    loaded = store.load_checkpoint(root, step, verify=False)  # newest_whole has just read every byte
     state = loaded.state
     for key, value in settings.items():
         if state.get(key) != value:
             raise RequestError(f"{run_dir} was started with another {key}: {state.get(key)!r}, now {value!r}")
+    for journal in journals:
+        journal.cut(step)
     model.load_state_dict(loaded.model)
     load_optimizer_tensors(optimizer, loaded.optimizer)
     if accelerator.scaler is not None and state["scaler"] is not None:
