@@ -22,7 +22,7 @@ def stand_ins(constant: Constant, tensors: Mapping[str, Lazy]) -> dict[str, Lazy
         constant: on the side that `tensors` are of, or on the other.
         tensors: under timm's names.
     """
-    if any(template(constant.name).fullmatch(name) for name in tensors):
+    if constant.unless in tensors or any(template(constant.name).fullmatch(name) for name in tensors):
         return {}
     found = {name: match for name in tensors if (match := template(constant.like).fullmatch(name))}
     words = "identity" if constant.value == "eye" else f"{constant.value:g} everywhere"

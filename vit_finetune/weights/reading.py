@@ -34,10 +34,12 @@ def plan_to_timm(tensors: Mapping[str, Lazy], layout: Format, known: Mapping[str
         plan.tensors.update(zip(targets, _read(rule, values, targets, fields), strict=True))
     for constant in layout.ours_only:
         plan.tensors.update(stand_ins(constant, plan.tensors))
-    ours = plan.tensors
+    ours, notes = plan.tensors, []
     for rewrite in layout.rewrites:
-        ours = rewrite.read(ours)
-    return replace(plan, tensors=ours, notes=tuple(rewrite.words for rewrite in layout.rewrites))
+        before, ours = ours, rewrite.read(ours, fields)
+        if rewrite.changes(before, ours):
+            notes.append(rewrite.words)
+    return replace(plan, tensors=ours, notes=tuple(notes))
 
 
 def _canonical(tensors: Mapping[str, Lazy], layout: Format, prefix: str) -> tuple[dict[str, Lazy], dict[str, str]]:

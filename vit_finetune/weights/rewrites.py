@@ -27,16 +27,20 @@ class Rewrite:
 
     Attributes:
         words: what it does, for the report.
-        read: from what the rules gave to ours.
-        write: from ours to what the rules take.
+        read: from what the rules gave, and the fields known, to ours.
+        write: from ours, and the network, to what the rules take.
     """
 
     words: str
-    read: Callable[[Tensors], dict[str, Lazy]]
-    write: Callable[[Tensors], dict[str, Lazy]]
+    read: Callable[[Tensors, Mapping[str, Any]], dict[str, Lazy]]
+    write: Callable[[Tensors, ViTConfig], dict[str, Lazy]]
+
+    def changes(self, before: Tensors, after: Tensors) -> bool:
+        """Say whether there was anything to do."""
+        return before.keys() != after.keys() or any(after[name] is not value for name, value in before.items())
 
 
-def _merge_class_position(tensors: Tensors) -> dict[str, Lazy]:
+def _merge_class_position(tensors: Tensors, fields: Mapping[str, Any]) -> dict[str, Lazy]:  # noqa: ARG001 - as all
     if not {"cls_token", "pos_embed"} <= tensors.keys():
         return dict(tensors)
     token, table = tensors["cls_token"], tensors["pos_embed"]
@@ -48,7 +52,7 @@ def _merge_class_position(tensors: Tensors) -> dict[str, Lazy]:
     }
 
 
-def _split_class_position(tensors: Tensors) -> dict[str, Lazy]:
+def _split_class_position(tensors: Tensors, config: ViTConfig) -> dict[str, Lazy]:  # noqa: ARG001 - one signature for all
     if not {"cls_token", "pos_embed"} <= tensors.keys():
         return dict(tensors)
     return {**tensors, "pos_embed": _with_zero_rows(tensors["pos_embed"], 1)}

@@ -96,6 +96,7 @@ class Constant:
         value: what every element is; "eye" is the identity matrix.
         reason: why another value can't be written, for the error.
         when: the networks for which it is so; None is all. Looked at in writing only.
+        unless: timm's name of a tensor beside which the constant doesn't exist. Looked at in reading only.
     """
 
     name: str
@@ -104,6 +105,7 @@ class Constant:
     value: float | str = 0.0
     reason: str = ""
     when: Callable[[ViTConfig], bool] | None = None
+    unless: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +115,7 @@ class Format:
     Attributes:
         name: how it is called in options and messages.
         library: what writes and reads it, for people.
-        present: name endings that are in every such file.
+        present: name endings that are in every such file; `a|b` is one of two.
         absent: name parts that are in none, which tell it from its kin.
         rules: one per kind of tensor; empty means that the names are ours already.
         aliases: other spellings of names (of other versions, in memory), each with the spelling that rules use.
@@ -166,7 +168,8 @@ class Format:
     def matches(self, names: Mapping[str, Any]) -> bool:
         """Say whether the names carry this format's fingerprint, and no other's."""
         dotted = [f".{name.replace('/', '.')}" for name in names]
-        has_all = all(any(name.endswith(f".{ending}") for name in dotted) for ending in self.present)
+        groups = [tuple(f".{ending}" for ending in endings.split("|")) for endings in self.present]
+        has_all = all(any(name.endswith(endings) for name in dotted) for endings in groups)
         return has_all and not any(part in name for part in self.absent for name in dotted)
 
     def allowed(self, name: str) -> tuple[Any, ...]:

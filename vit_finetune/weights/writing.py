@@ -39,7 +39,7 @@ def plan_from_timm(
     if not layout.rules:
         return Plan(values, fields=config.to_mapping(), notes=notes)
     for rewrite in reversed(layout.rewrites):
-        values = rewrite.write(values)
+        values = rewrite.write(values, config)
     names = names or {}
     written: dict[str, Lazy] = {}
     left: list[str] = []
