@@ -5,7 +5,7 @@ the parallel blocks in `blocks.py` add their own. The maps are recomputed from q
 no branch for them.
 
 Sources: ViT (arXiv 2010.11929), Differential Transformer (2410.05258); layout and numerics as in timm 1.0.
-Legend: B batch, N tokens, D width, nh hd heads and head width.
+Legend: B batch, N tokens, D width, nh hd heads and head width, A = nh*hd, which is D but for `attn_head_dim`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,24 @@ from vit_finetune.models.layers import attend
 from vit_finetune.models.parts import build_norm
 
 if TYPE_CHECKING:
-    from vit_finetune.models.vit import VisionTransformer
+    from vit_finetune.models.backbone import Backbone
     from vit_finetune.models.vit_config import ViTConfig
 
 
-def _softmax_map(q: Tensor, k: Tensor) -> Tensor:
-    """Return the attention weights [B, nh, N, N] of queries and keys [B, nh, N, hd]."""
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Return features head by head [B, nh, N, hd] of features [B, N, nh*hd]."""
+    return rearrange(x, "b n (nh hd) -> b nh n hd", nh=num_heads)
+
+
+def merge_heads(x: Tensor) -> Tensor:
+    """Return features [B, N, nh*hd] of features head by head [B, nh, N, hd]."""
+    return rearrange(x, "b nh n hd -> b n (nh hd)")
+
+
+def softmax_map(q: Tensor, k: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    """Return the attention weights [B, nh, N, N] of queries and keys [B, nh, N, hd]; `bias` is added to the scores."""
     scores: Tensor = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return scores.softmax(dim=-1)
+    return (scores if bias is None else scores + bias).softmax(dim=-1)
 
 
 class Heads(nn.Module):
@@ -45,26 +55,25 @@ class Heads(nn.Module):
         super().__init__()
         del index  # only differential heads start differently at each depth
         self.num_heads, self.attn_drop_rate = config.num_heads, config.attn_drop_rate
-        self.head_dim = config.embed_dim // config.num_heads // self.queries_per_head
+        self.head_dim = config.attn_dim // config.num_heads // self.queries_per_head
         self.q_norm, self.k_norm = (
             build_norm(config, self.head_dim) if config.qk_norm else nn.Identity() for _ in range(2)
         )
 
     def split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Return normalised queries and keys by head, each [queries_per_head, B, nh, N, hd], of [B, N, D]."""
+        """Return normalised queries and keys by head, each [queries_per_head, B, nh, N, hd], of [B, N, A]."""
         pattern, sizes = "b n (nh s hd) -> s b nh n hd", {"nh": self.num_heads, "s": self.queries_per_head}
         return self.q_norm(rearrange(q, pattern, **sizes)), self.k_norm(rearrange(k, pattern, **sizes))
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return attended values [B, N, D] of queries, keys and values [B, N, D]."""
+        """Return attended values [B, N, A] of queries, keys and values [B, N, A]."""
         (q,), (k,) = self.split(q, k)
-        v = rearrange(v, "b n (nh hd) -> b nh n hd", nh=self.num_heads)
-        return rearrange(attend(q, k, v, dropout=self.dropout), "b nh n hd -> b n (nh hd)")
+        return merge_heads(attend(q, k, split_heads(v, self.num_heads), dropout=self.dropout))
 
     def map(self, q: Tensor, k: Tensor) -> Tensor:
-        """Return the attention map [B, nh, N, N] of queries and keys [B, N, D]."""
+        """Return the attention map [B, nh, N, N] of queries and keys [B, N, A]."""
         (q,), (k,) = self.split(q, k)
-        return _softmax_map(q, k)
+        return softmax_map(q, k)
 
     @property
     def dropout(self) -> float:
@@ -96,15 +105,15 @@ class DiffHeads(Heads):
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return attended values [B, N, D] of queries, keys and values [B, N, D]."""
         (q1, q2), (k1, k2) = self.split(q, k)
-        v = rearrange(v, "b n (nh hd) -> b nh n hd", nh=self.num_heads)
+        v = split_heads(v, self.num_heads)
         first, second = attend(q1, k1, v, dropout=self.dropout), attend(q2, k2, v, dropout=self.dropout)
         out: Tensor = self.sub_norm(first - self._lambda().type_as(q1) * second) * (1 - self.lambda_init)
-        return rearrange(out, "b nh n hd -> b n (nh hd)")
+        return merge_heads(out)
 
     def map(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the difference of the two maps, [B, nh, N, N]; rows may hold negative weights."""
         (q1, q2), (k1, k2) = self.split(q, k)
-        difference: Tensor = _softmax_map(q1, k1) - self._lambda().type_as(q1) * _softmax_map(q2, k2)
+        difference: Tensor = softmax_map(q1, k1) - self._lambda().type_as(q1) * softmax_map(q2, k2)
         return difference
 
 
@@ -113,10 +122,10 @@ class Attention(Heads):
 
     def __init__(self, config: ViTConfig, index: int) -> None:
         super().__init__(config, index)
-        dim = config.embed_dim
-        self.qkv = nn.Linear(dim, 3 * dim, bias=config.qkv_bias)
-        self.norm = build_norm(config, dim) if config.scale_attn_norm else nn.Identity()
-        self.proj = nn.Linear(dim, dim, bias=config.proj_bias)
+        dim, inner = config.embed_dim, config.attn_dim
+        self.qkv = nn.Linear(dim, 3 * inner, bias=config.qkv_bias)
+        self.norm = build_norm(config, inner) if config.scale_attn_norm else nn.Identity()
+        self.proj = nn.Linear(inner, dim, bias=config.proj_bias)
         self.proj_drop = nn.Dropout(config.proj_drop_rate)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +147,7 @@ class DiffAttention(DiffHeads, Attention):
 ATTENTIONS: dict[str, type[Attention]] = {"attention": Attention, "diff": DiffAttention}
 
 
-def attention_maps(model: VisionTransformer, x: Tensor) -> list[Tensor]:
+def attention_maps(model: Backbone, x: Tensor) -> list[Tensor]:
     """Return how much each token looks at each other token, layer by layer.
 
     The model runs as it is, so call `model.eval()` first where it has dropout; wrap the call in `torch.no_grad()` where
@@ -152,9 +161,9 @@ def attention_maps(model: VisionTransformer, x: Tensor) -> list[Tensor]:
         One map [B, nh, N, N] per attention layer, in order; prefix tokens (class, registers) come first in both N. Rows
         sum to 1, except with differential attention. Blocks of parallel attentions give one map for each.
     """
-    tokens = model.embed(x)
+    tokens, positions = model.start(x)
     maps: list[Tensor] = []
-    for block in model.blocks:
-        maps += block.attention_maps(tokens)
-        tokens = block(tokens)
+    for block, own in zip(model.blocks, positions, strict=True):
+        maps += block.attention_maps(tokens, *own)
+        tokens = block(tokens, None, *own)
     return maps

@@ -13,23 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from vit_finetune.models.attention import ATTENTIONS, Attention, DiffHeads, Heads
+from vit_finetune.models.backbone import BlockBase
 from vit_finetune.models.layers import ACTIVATIONS
 from vit_finetune.models.parts import build_drop_path, build_layer_scale, build_mlp, build_norm, hidden_width
 
 if TYPE_CHECKING:
     from vit_finetune.models.vit_config import ViTConfig
-
-
-class BlockBase(nn.Module):
-    """What the network knows of a block: tokens in, tokens out, and its attention maps."""
-
-    def forward(self, x: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
-        """Return tokens [B, N, D] of tokens [B, N, D]; `sample_seeds` int64 [B] decide DropPath (see `noise.py`)."""
-        raise NotImplementedError
-
-    def attention_maps(self, x: Tensor) -> list[Tensor]:
-        """Return the maps [B, nh, N, N] that `forward` uses on tokens [B, N, D]."""
-        raise NotImplementedError
 
 
 class Block(BlockBase):

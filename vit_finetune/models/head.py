@@ -9,26 +9,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.models.vit import VisionTransformer
+from vit_finetune.models.backbone import Backbone
 
 HeadInit = Literal["zeros", "trunc_normal"] | float
+AnyBackbone = TypeVar("AnyBackbone", bound=Backbone)
 
 
 def replace_head(
-    model: VisionTransformer,
+    model: AnyBackbone,
     num_classes: int,
     *,
     init: HeadInit = "zeros",
     class_names: Sequence[str] | None = None,
     previous: Sequence[str] | None = None,
-) -> VisionTransformer:
+) -> AnyBackbone:
     """Put a new linear layer of K classes on a model, in place.
 
     A distilled model keeps its distillation token and loses its second head: the new layer reads the mean of class and
@@ -58,7 +58,7 @@ def replace_head(
             _copy_rows(model, head, class_names=class_names, previous=previous)
     model.head, model.head_dist = head.train(model.training), None
     model.num_classes = num_classes
-    model.config = replace(model.config, num_classes=num_classes)
+    model.config = model.config.updated({"num_classes": num_classes})
     return model
 
 
@@ -86,9 +86,7 @@ def _initialise(head: nn.Linear, init: HeadInit) -> None:
         nn.init.trunc_normal_(head.weight, std=0.02 if init == "trunc_normal" else float(init))
 
 
-def _copy_rows(
-    model: VisionTransformer, head: nn.Linear, *, class_names: Sequence[str] | None, previous: Sequence[str]
-) -> None:
+def _copy_rows(model: Backbone, head: nn.Linear, *, class_names: Sequence[str] | None, previous: Sequence[str]) -> None:
     """Copy the rows of classes that both heads know by name.
 
     Raises:
@@ -112,7 +110,7 @@ def _copy_rows(
             head.weight[new_row], head.bias[new_row] = weight[found[0]], bias[found[0]]
 
 
-def _old_rows(model: VisionTransformer, *, expected: int) -> tuple[Tensor, Tensor]:
+def _old_rows(model: Backbone, *, expected: int) -> tuple[Tensor, Tensor]:
     """Return weight [K, D] and bias [K] of the present head, the mean of both for a distilled model.
 
     Raises:

@@ -5,7 +5,8 @@ says. Parameter names are timm's. Random decisions (DropPath, patch dropout) are
 
 Sources: ViT (arXiv 2010.11929), CaiT for LayerScale (2103.17239), GLU variants (2002.05202), Big Vision's MAP head
 (2106.04560); layout and numerics as in timm 1.0.
-Legend: B batch, C channels, H W image, gh gw patch grid, N tokens, D width, M hidden width, nh hd heads and head width.
+Legend: B batch, C channels, H W image, p q patch, gh gw patch grid, N tokens, D width, M hidden width, nh hd heads and
+head width.
 """
 
 from __future__ import annotations
@@ -40,19 +41,20 @@ ACTIVATIONS: dict[str, ModuleFactory] = {
 NORMS: dict[str, ModuleFactory] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
-    """Return softmax(q k^T / sqrt(hd)) v: the only place where tokens look at each other.
+def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, bias: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(hd) + bias) v: the only place where tokens look at each other.
 
     Args:
         q: queries [B, nh, Nq, hd].
         k: keys [B, nh, N, hd].
         v: values [B, nh, N, any width].
         dropout: share of attention weights to drop; the caller passes 0 in evaluation.
+        bias: added to the scores, broadcast to [B, nh, Nq, N]; None for none.
 
     Returns:
         [B, nh, Nq, width of v].
     """
-    return functional.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 def resample_grid(table: Tensor, *, old: tuple[int, int], new: tuple[int, int], num_prefix_tokens: int) -> Tensor:
@@ -88,6 +90,7 @@ class PatchEmbed(nn.Module):
         bias: whether the convolution has one.
         norm: makes the norm after it from a width; None for none.
         dynamic: accept every size that patches divide instead of `img_size`.
+        norm_in: makes the norm before it, over the p*q*C values of a patch, from a width; None for none.
     """
 
     def __init__(
@@ -100,9 +103,11 @@ class PatchEmbed(nn.Module):
         bias: bool,
         norm: ModuleFactory | None,
         dynamic: bool,
+        norm_in: ModuleFactory | None = None,
     ) -> None:
         super().__init__()
         self.img_size, self.patch_size, self.in_chans, self.dynamic = img_size, patch_size, in_chans, dynamic
+        self.norm_in = norm_in(patch_size[0] * patch_size[1] * in_chans) if norm_in is not None else None
         self.proj = nn.Conv2d(in_chans, embed_dim, kernel_size=patch_size, stride=patch_size, bias=bias)
         self.norm = norm(embed_dim) if norm is not None else nn.Identity()
 
@@ -130,8 +135,16 @@ class PatchEmbed(nn.Module):
             )
         return size[0] // self.patch_size[0], size[1] // self.patch_size[1]
 
+    def _by_patch(self, norm: nn.Module, x: Tensor) -> Tensor:
+        """Return images [B, C, H, W] after a norm over the values of each patch, which lie in the order p q C."""
+        (gh, gw), (p, q) = self.grid_of(x), self.patch_size
+        patches = rearrange(x[:, :, : gh * p, : gw * q], "b c (gh p) (gw q) -> b gh gw (p q c)", p=p, q=q)
+        normed: Tensor = norm(patches)
+        return rearrange(normed, "b gh gw (p q c) -> b c (gh p) (gw q)", p=p, q=q)
+
     def forward(self, x: Tensor) -> Tensor:
         """Return tokens [B, gh*gw, D], row by row, of images [B, C, H, W]."""
+        x = x if self.norm_in is None else self._by_patch(self.norm_in, x)
         tokens: Tensor = self.norm(rearrange(self.proj(x), "b d gh gw -> b (gh gw) d"))
         return tokens
 

@@ -104,23 +104,36 @@ class PatchDropout(nn.Module):
         super().__init__()
         self.rate, self.num_prefix_tokens = rate, num_prefix_tokens
 
+    def choose(self, x: Tensor, sample_seeds: Tensor | None = None) -> Tensor | None:
+        """Return the numbers of the patches that stay, int64 [B, fewer] in an arbitrary order, or None for all.
+
+        Args:
+            x: tokens [B, N, D].
+            sample_seeds: int64 [B], or None for torch's generator.
+        """
+        if not self.training or self.rate == 0:
+            return None
+        count = x.shape[1] - self.num_prefix_tokens
+        if sample_seeds is None:
+            order = torch.rand(x.shape[0], count, device=x.device)
+        else:
+            order = _word_per_patch(hash_words(sample_seeds, PATCH_SITE), count)
+        return order.argsort(dim=1)[:, : max(1, int(count * (1 - self.rate)))]
+
+    def keep(self, x: Tensor, kept: Tensor) -> Tensor:
+        """Return the prefix tokens and the patches numbered in `kept` [B, fewer] of tokens [B, N, D]."""
+        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
+        return torch.cat([prefix, patches.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))], dim=1)
+
     def forward(self, x: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
-        """Return the tokens that stay, [B, fewer, D]; patches in an arbitrary order, which attention does not see.
+        """Return the tokens that stay, [B, fewer, D]; attention does not see in which order.
 
         Args:
             x: tokens with their positions added, [B, N, D].
             sample_seeds: int64 [B], or None for torch's generator.
         """
-        if not self.training or self.rate == 0:
-            return x
-        prefix, patches = x[:, : self.num_prefix_tokens], x[:, self.num_prefix_tokens :]
-        count = patches.shape[1]
-        if sample_seeds is None:
-            order = torch.rand(x.shape[0], count, device=x.device)
-        else:
-            order = _word_per_patch(hash_words(sample_seeds, PATCH_SITE), count)
-        kept = order.argsort(dim=1)[:, : max(1, int(count * (1 - self.rate)))]
-        return torch.cat([prefix, patches.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))], dim=1)
+        kept = self.choose(x, sample_seeds)
+        return x if kept is None else self.keep(x, kept)
 
     def extra_repr(self) -> str:
         """Say the rate when the module is printed."""

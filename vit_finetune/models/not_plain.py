@@ -1,4 +1,4 @@
-"""The relatives of the plain ViT that timm registers too, and why `create_model` doesn't build them. Data only.
+"""The relatives of the ViTs here that timm registers too, and why `create_model` doesn't build them. Data only.
 
 Source: the registry of timm 1.0.31.
 """
@@ -20,32 +20,6 @@ _REASONS = {
     """,
     "it has windowed attention with relative positions and no classifier (Segment Anything)": """
         samvit_base_patch16 samvit_base_patch16_224 samvit_huge_patch16 samvit_large_patch16
-    """,
-    "it is timm's EVA family: rotary positions, or query and value biases of its own": """
-        eva02_base_patch14_224 eva02_base_patch14_448 eva02_base_patch16_clip_224 eva02_enormous_patch14_clip_224
-        eva02_large_patch14_224 eva02_large_patch14_448 eva02_large_patch14_clip_224 eva02_large_patch14_clip_336
-        eva02_small_patch14_224 eva02_small_patch14_336 eva02_tiny_patch14_224 eva02_tiny_patch14_336
-        eva_giant_patch14_224 eva_giant_patch14_336 eva_giant_patch14_560 eva_giant_patch14_clip_224
-        vit_5b_patch16_sapiens2 vit_7b_patch16_dinov3 vit_base_patch16_dinov3 vit_base_patch16_dinov3_qkvb
-        vit_base_patch16_lingbot vit_base_patch16_rope_224 vit_base_patch16_rope_ape_224
-        vit_base_patch16_rope_mixed_224 vit_base_patch16_rope_mixed_ape_224 vit_base_patch16_rope_reg1_gap_256
-        vit_base_patch16_sapiens2 vit_betwixt_patch16_rope_reg4_gap_256 vit_giant_patch16_lingbot
-        vit_giant_patch16_sapiens2 vit_huge_patch16_sapiens2 vit_huge_plus_patch16_dinov3
-        vit_huge_plus_patch16_dinov3_qkvb vit_large_patch16_dinov3 vit_large_patch16_dinov3_qkvb
-        vit_large_patch16_lingbot vit_large_patch16_rope_224 vit_large_patch16_rope_ape_224
-        vit_large_patch16_rope_mixed_224 vit_large_patch16_rope_mixed_ape_224 vit_large_patch16_sapiens2
-        vit_medium_patch16_rope_reg1_gap_256 vit_mediumd_patch16_rope_reg1_gap_256 vit_pe_core_base_patch16_224
-        vit_pe_core_gigantic_patch14_448 vit_pe_core_large_patch14_336 vit_pe_core_small_patch16_384
-        vit_pe_core_tiny_patch16_384 vit_pe_lang_gigantic_patch14_448 vit_pe_lang_large_patch14_448
-        vit_pe_spatial_base_patch16_512 vit_pe_spatial_gigantic_patch14_448 vit_pe_spatial_large_patch14_448
-        vit_pe_spatial_small_patch16_512 vit_pe_spatial_tiny_patch16_512 vit_small_patch16_dinov3
-        vit_small_patch16_dinov3_qkvb vit_small_patch16_lingbot vit_small_patch16_rope_224
-        vit_small_patch16_rope_ape_224 vit_small_patch16_rope_mixed_224 vit_small_patch16_rope_mixed_ape_224
-        vit_small_plus_patch16_dinov3 vit_small_plus_patch16_dinov3_qkvb vit_tiny_patch16_dinov3_qkvb
-    """,
-    "it has relative position biases (BEiT)": """
-        beit_base_patch16_224 beit_base_patch16_384 beit_large_patch16_224 beit_large_patch16_384
-        beit_large_patch16_512 beitv2_base_patch16_224 beitv2_large_patch16_224
     """,
     "it takes packed patches of any aspect (NaFlex)": """
         naflexvit_base_patch16_gap naflexvit_base_patch16_map naflexvit_base_patch16_par_gap

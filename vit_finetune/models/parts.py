@@ -24,15 +24,16 @@ from vit_finetune.models.layers import (
 from vit_finetune.models.noise import PATCH_SITE, SITES_PER_BLOCK, DropPath
 
 if TYPE_CHECKING:
+    from vit_finetune.models.network_config import NetworkConfig
     from vit_finetune.models.vit_config import ViTConfig
 
 
-def norm_factory(config: ViTConfig) -> ModuleFactory:
+def norm_factory(config: NetworkConfig) -> ModuleFactory:
     """Return what makes the config's norm from a width; one kind and one epsilon serve the whole network."""
     return partial(NORMS[config.norm_layer], eps=config.norm_eps)
 
 
-def build_norm(config: ViTConfig, dim: int, *, wanted: bool = True) -> nn.Module:
+def build_norm(config: NetworkConfig, dim: int, *, wanted: bool = True) -> nn.Module:
     """Build the config's norm over `dim` channels, or the identity where it is not wanted."""
     return norm_factory(config)(dim) if wanted else nn.Identity()
 
@@ -52,6 +53,7 @@ def build_patch_embed(config: ViTConfig) -> PatchEmbed:
         bias=not config.pre_norm,
         norm=norm_factory(config) if config.embed_norm else None,
         dynamic=config.dynamic_img_size,
+        norm_in=norm_factory(config) if config.patch_norm_in else None,
     )
 
 
@@ -74,7 +76,7 @@ def build_layer_scale(config: ViTConfig) -> nn.Module:
     return LayerScale(config.embed_dim, init_value=config.init_values)
 
 
-def build_drop_path(config: ViTConfig, index: int, *, place: int) -> DropPath:
+def build_drop_path(config: NetworkConfig, index: int, *, place: int) -> DropPath:
     """Build DropPath for a branch; its rate rises linearly over the blocks, from 0 to `drop_path_rate`.
 
     Args:

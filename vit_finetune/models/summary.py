@@ -5,15 +5,16 @@ Nothing is computed: shapes come from a forward pass on the meta device, which h
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from vit_finetune.models.vit import VisionTransformer
-from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.models.backbone import Backbone
+from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.variants import build_model
 
 
 @dataclass(frozen=True)
@@ -33,18 +34,25 @@ class SummaryRow:
     parameters: int
 
 
-def count_parameters(config: ViTConfig) -> int:
-    """Return how many parameters a network has, in a few milliseconds: one block is built, all are alike.
+def count_parameters(config: NetworkConfig) -> int:
+    """Return how many parameters a network has, in a few milliseconds where all its blocks are alike.
 
     Args:
         config: the network.
     """
+    if not config.blocks_alike:
+        return _size_at(config, config.depth)
+    first = _size_at(config, 1)
+    return first + (config.depth - 1) * (_size_at(config, 2) - first)
+
+
+def _size_at(config: NetworkConfig, depth: int) -> int:
+    """Return how many parameters a network would have at another depth."""
     with torch.device("meta"):
-        model = VisionTransformer(replace(config, depth=1))
-    return _size(model) + (config.depth - 1) * _size(model.blocks)
+        return _size(build_model(config.updated({"depth": depth, "weight_init": "skip"})))
 
 
-def summarize(model: VisionTransformer, img_size: tuple[int, int] | None = None) -> list[SummaryRow]:
+def summarize(model: Backbone, img_size: tuple[int, int] | None = None) -> list[SummaryRow]:
     """Return the layer table of a model, in the order of the forward pass; the parameters add up to the model's.
 
     Args:
@@ -65,7 +73,7 @@ def summarize(model: VisionTransformer, img_size: tuple[int, int] | None = None)
     try:
         weights = {name: parameter.detach().to("meta") for name, parameter in model.named_parameters()}
         image = torch.empty(1, model.config.in_chans, *(img_size or model.config.img_size), device="meta")
-        functional_call(model, weights, (image.to(model.pos_embed.dtype),))
+        functional_call(model, weights, (image.to(model.patch_embed.proj.weight.dtype),))
     finally:
         for handle in handles:
             handle.remove()
@@ -94,7 +102,7 @@ def summary_lines(rows: list[SummaryRow]) -> list[str]:
     ]
 
 
-def _layers(model: VisionTransformer) -> list[tuple[str, nn.Module]]:
+def _layers(model: Backbone) -> list[tuple[str, nn.Module]]:
     """Return the model's parts by name, the blocks one by one."""
     parts: list[tuple[str, nn.Module]] = []
     for name, module in model.named_children():

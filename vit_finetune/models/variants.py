@@ -1,23 +1,42 @@
 """Networks by name: timm's names to configs to models with random weights.
 
-The names themselves are data, in `variant_table.py` and `not_plain.py`.
+The names themselves are data, in `variant_table.py`, `rope_variant_table.py`, `rel_pos_variant_table.py` and
+`not_plain.py`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.models.backbone import Backbone
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.not_plain import NOT_PLAIN
+from vit_finetune.models.rel_pos_variant_table import REL_POS_VARIANTS
+from vit_finetune.models.rel_pos_vit import RelPosViT, RelPosViTConfig
+from vit_finetune.models.rope_config import RopeViTConfig
+from vit_finetune.models.rope_variant_table import ROPE_VARIANTS
+from vit_finetune.models.rope_vit import RopeViT
 from vit_finetune.models.variant_table import VARIANTS
 from vit_finetune.models.vit import VisionTransformer
 from vit_finetune.models.vit_config import ViTConfig
 
-__all__ = ["NOT_PLAIN", "create_model", "list_models", "variant_config"]
+__all__ = ["NOT_PLAIN", "build_model", "create_model", "list_models", "variant_config"]
+
+# Patch size and image size in pixels, number of classes, a size and a style (fields of the family's config).
+Row: TypeAlias = tuple[int, int | tuple[int, int], int, dict[str, Any], dict[str, Any]]
+
+
+_FAMILIES: tuple[tuple[Mapping[str, Row], type[NetworkConfig]], ...] = (
+    (VARIANTS, ViTConfig),
+    (ROPE_VARIANTS, RopeViTConfig),
+    (REL_POS_VARIANTS, RelPosViTConfig),
+)
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -26,44 +45,56 @@ def list_models(pattern: str = "*") -> list[str]:
     Args:
         pattern: with `*` and `?` as in file names; "*dinov2*" finds the DINOv2 family.
     """
-    return sorted(name for name in VARIANTS if fnmatchcase(name, pattern))
+    return sorted(name for table, _ in _FAMILIES for name in table if fnmatchcase(name, pattern))
 
 
-def variant_config(name: str) -> ViTConfig:
-    """Return the config that timm registers under a name.
+def variant_config(name: str) -> NetworkConfig:
+    """Return the config that timm registers under a name: a `ViTConfig`, or for other positions its kin.
 
     Args:
         name: timm's architecture name, without a pretrained tag.
 
     Raises:
-        RequestError: the name is unknown, carries a tag, or belongs to a relative of the plain ViT.
+        RequestError: the name is unknown, carries a tag, or belongs to a relative that isn't built here.
     """
     if name in NOT_PLAIN:
         raise RequestError(
-            f"{name} is not a plain ViT: {NOT_PLAIN[name]}; list_models() has the names that can be built"
+            f"{name} is not among the networks here: {NOT_PLAIN[name]}; list_models() has the names that can be built"
         )
-    if name not in VARIANTS:
-        base, _, tag = name.partition(".")
-        if tag and base in VARIANTS:
-            raise RequestError(f"{name!r} names weights, not an architecture: create {base!r} and load 'timm:{name}'")
-        raise RequestError(f"unknown model {name!r}{did_you_mean(name, VARIANTS) or '; list_models() has the names'}")
-    patch_size, img_size, num_classes, size, style = VARIANTS[name]
-    own = {"patch_size": patch_size, "img_size": img_size, "num_classes": num_classes}
-    return ViTConfig.from_mapping({**own, **size, **style})
+    for table, kind in _FAMILIES:
+        if name in table:
+            patch_size, img_size, num_classes, size, style = table[name]
+            own = {"patch_size": patch_size, "img_size": img_size, "num_classes": num_classes}
+            return kind.from_mapping({**own, **size, **style})
+    known = list_models()
+    base, _, tag = name.partition(".")
+    if tag and base in known:
+        raise RequestError(f"{name!r} names weights, not an architecture: create {base!r} and load 'timm:{name}'")
+    raise RequestError(f"unknown model {name!r}{did_you_mean(name, known) or '; list_models() has the names'}")
 
 
-def build_model(config: ViTConfig) -> VisionTransformer:
+def build_model(config: NetworkConfig) -> Backbone:
     """Build a network; with `weight_init="skip"` without a moment spent on values, which are then whatever memory held.
 
     Args:
-        config: the network.
+        config: the network, of any family.
     """
     device = torch.get_default_device()
     if config.weight_init != "skip" or device.type == "meta":
-        return VisionTransformer(config)
+        return _construct(config)
     with torch.device("meta"):
-        model = VisionTransformer(config)
+        model = _construct(config)
     return model.to_empty(device=device)
+
+
+def _construct(config: NetworkConfig) -> Backbone:
+    """Build the network of the config's family."""
+    if isinstance(config, RopeViTConfig):
+        return RopeViT(config)
+    if isinstance(config, RelPosViTConfig):
+        return RelPosViT(config)
+    assert isinstance(config, ViTConfig)
+    return VisionTransformer(config)
 
 
 def create_model(
@@ -73,7 +104,7 @@ def create_model(
     img_size: int | tuple[int, int] | None = None,
     in_chans: int = 3,
     **overrides: Any,
-) -> VisionTransformer:
+) -> Backbone:
     """Build a network by name, with random weights.
 
     Args:
@@ -81,7 +112,7 @@ def create_model(
         num_classes: outputs of the head, 0 for none; None for what timm registers.
         img_size: pixels, a side or (height, width); None for what timm registers.
         in_chans: image channels.
-        overrides: any other ViTConfig fields, such as `depth=2` or `drop_path_rate=0.1`.
+        overrides: any other fields of the name's config, such as `depth=2` or `drop_path_rate=0.1`.
 
     Returns:
         The network in training mode, on torch's default device and in its default dtype; `.name` holds `name`.
