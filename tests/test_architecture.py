@@ -55,7 +55,7 @@ LIBRARIES = {
     "recipe": {"yaml", "pydantic", "pydantic_core"},
     "config": {"yaml", "pydantic"},
 }
-TIMM_MODULES = {"weights.sources", "training.optim", "data.transforms"}
+TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms"}
 INSIDE_FUNCTIONS_ONLY = {"transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from timm.layers import resample_patch_embed as timm_resample_patch_embed
 from timm.models import adapt_input_conv
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.weights.resample import adapt_in_chans, resample_patch_embed, resample_pos_embed
+from vit_finetune.weights.resample import POS_EMBED_METHODS, adapt_in_chans, resample_patch_embed, resample_pos_embed
 
 GRIDS = [
     ((14, 14), (24, 24)),
@@ -96,3 +98,55 @@ def test_adapt_in_chans__refuses_several_from_another_number():
     """Only a colour kernel can be spread over several channels."""
     with pytest.raises(RequestError, match="takes 4 channels and the model 6"):
         adapt_in_chans(torch.randn(8, 4, 2, 2), 6)
+
+
+@pytest.mark.parametrize("new", [(6, 6), (2, 3), (7, 5)])
+def test_resample_pos_embed__hf_is_transformers(new):
+    """The preset equals the numbers that transformers' ViT and DINOv2 compute at another picture size, bitwise."""
+    from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 32, "patch_size": 8}
+    for model in (ViTModel(ViTConfig(**sizes)), Dinov2Model(Dinov2Config(**sizes))):
+        table = torch.randn(1, 17, 8)
+        model.embeddings.position_embeddings.data = table
+        patches = torch.zeros(1, 1 + new[0] * new[1], 8)
+        theirs = model.embeddings.interpolate_pos_encoding(patches, new[0] * 8, new[1] * 8)
+        ours = resample_pos_embed(table, (4, 4), new_grid=new, num_prefix=1, method="hf")
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("new", [6, 2, 7])
+def test_resample_pos_embed__torchvision_is_torchvisions(new):
+    """The preset equals `interpolate_embeddings`, bitwise."""
+    from torchvision.models.vision_transformer import interpolate_embeddings
+
+    table = torch.randn(1, 17, 8)
+    theirs = interpolate_embeddings(8 * new, 8, {"encoder.pos_embedding": table})["encoder.pos_embedding"]
+    ours = resample_pos_embed(table, (4, 4), new_grid=(new, new), num_prefix=1, method="torchvision")
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("new", [(6, 6), (2, 3), (7, 5), (24, 24)])
+def test_resample_pos_embed__facebook_is_its_formula(new):
+    """The preset is the line that DINO's and DINOv2's code has for it: a scale that is a tenth of a patch too large."""
+    table = torch.randn(1, 17, 8)
+    height, width = new[0] + 0.1, new[1] + 0.1
+    image = torch.nn.functional.interpolate(
+        table[:, 1:].reshape(1, 4, 4, 8).permute(0, 3, 1, 2),
+        scale_factor=(height / math.sqrt(16), width / math.sqrt(16)),
+        mode="bicubic",
+    )
+    assert image.shape[-2:] == new
+    ours = resample_pos_embed(table, (4, 4), new_grid=new, num_prefix=1, method="facebook")
+    assert torch.equal(ours[:, 1:], image.permute(0, 2, 3, 1).reshape(1, -1, 8))
+
+
+def test_resample_pos_embed__presets_differ():
+    """The five methods are five: how far apart they are is why the choice is the format's."""
+    table = torch.nn.functional.interpolate(torch.randn(1, 4, 5, 5), size=(14, 14), mode="bicubic")
+    table = table.flatten(2).transpose(1, 2)
+    results = [
+        resample_pos_embed(table, (14, 14), new_grid=(24, 24), num_prefix=0, method=m) for m in POS_EMBED_METHODS
+    ]
+    pairs = [(a - b).abs().mean() for i, a in enumerate(results) for b in results[:i]]
+    assert min(pairs) > 1e-3 * table.abs().mean()

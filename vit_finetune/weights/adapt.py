@@ -63,7 +63,7 @@ def fit_tensors(
         target: the model's state dict; only names and shapes are read.
         config: the model's.
         head: "drop" leaves the file's head out, "keep" demands it, "match" takes it where the shapes agree.
-        pos_embed: how positions are resampled, "bicubic" or "bilinear".
+        pos_embed: how positions are resampled; see `resample_pos_embed`.
         grid: (rows, columns) of patches that the file's position table covers; None takes it for a square.
 
     Raises:

@@ -59,6 +59,18 @@ def times(factors: Sequence[float]) -> Callable[[Tensor], Tensor]:
     return scaled
 
 
+def factors_of(scale: Callable[[Mapping[str, Any]], Sequence[float]], fields: Mapping[str, Any]) -> tuple[float, ...]:
+    """Return a rule's factors for a network.
+
+    Raises:
+        RequestError: a field is needed that nothing tells.
+    """
+    try:
+        return tuple(scale(fields))
+    except KeyError as error:
+        raise RequestError(f"weights do not tell {error.args[0]}, which their scale depends on; give it") from error
+
+
 def factors_in_words(factors: Sequence[float]) -> str:
     """Return what `times` does, for the table of a conversion."""
     return "times " + ", ".join(f"{factor:.6g}" for factor in factors)

@@ -6,8 +6,10 @@ with exactly one other weight file is read too. The folder's `config.json` wins 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.weights.checkpoint import Checkpoint
@@ -79,12 +81,20 @@ def read_folder(folder: Path) -> Checkpoint:
     return replace(
         checkpoint,
         architecture=sidecar.architecture or checkpoint.architecture,
-        model_args=sidecar.model_args if sidecar.architecture else checkpoint.model_args,
+        model_args=_model_args(sidecar, checkpoint),
         library=sidecar.library,
         preprocess=preprocess or checkpoint.preprocess,
         class_names=sidecar.class_names or checkpoint.class_names,
         notes=(*checkpoint.notes, *more),
     )
+
+
+def _model_args(sidecar: Sidecar, checkpoint: Checkpoint) -> Mapping[str, Any]:
+    """Return what differs from the architecture; the header adds what timm's `config.json` has no words for."""
+    if sidecar.architecture is None:
+        return checkpoint.model_args
+    same = sidecar.architecture == checkpoint.architecture
+    return {**(checkpoint.model_args if same else {}), **sidecar.model_args}
 
 
 def from_content(content: FileContent, description: str) -> Checkpoint:

@@ -46,8 +46,8 @@ def load_pretrained(
         source: whatever `read_source` takes.
         head: "drop" leaves the model's head alone; "keep" takes the file's, at the file's size; "match" takes it where
             the shapes agree and drops it, with the reason, where they don't.
-        pos_embed: how positions are resampled to another grid: "bicubic" with antialiasing (timm's), or "bilinear" with
-            aligned corners (the ViT paper's code).
+        pos_embed: how positions are resampled to another grid: "bicubic" with antialiasing (timm's), "bilinear" with
+            aligned corners (the ViT paper's code), "hf", "facebook" or "torchvision"; see `resample_pos_embed`.
         grid: (rows, columns) of patches that the file's position table covers. Needed only where the source doesn't say
             and they are no square.
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable, RequestError
-from vit_finetune.weights.axes import axis_sizes, factors_in_words, rearranged, times
+from vit_finetune.weights.axes import axis_sizes, factors_in_words, factors_of, rearranged, times
 from vit_finetune.weights.constants import stand_ins
 from vit_finetune.weights.lazy import Lazy, Plan, combine
 from vit_finetune.weights.rules import Format, Rule, fill, reason_for, template, two_sides
@@ -140,7 +140,7 @@ def _read(rule: Rule, parts: Sequence[Lazy | None], targets: tuple[str, ...], fi
     if rule.pattern is not None or len(parts) > 1:
         whole = combine(joined, given, rule.pattern or "stack")
     if rule.scale is not None:
-        factors = tuple(rule.scale(fields))
+        factors = factors_of(rule.scale, fields)
         whole = combine(times(factors), [whole], factors_in_words(factors))
     if not rule.shares:
         return [whole]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 
-POS_EMBED_METHODS = ("bicubic", "bilinear")
+POS_EMBED_METHODS = ("bicubic", "bilinear", "hf", "facebook", "torchvision")
 
 
 def resample_pos_embed(
@@ -37,8 +37,9 @@ def resample_pos_embed(
         old_grid: (rows, columns) of patches that the table was trained on.
         new_grid: (rows, columns) of patches wanted.
         num_prefix: leading rows that belong to class, register or distillation tokens.
-        method: "bicubic" with antialiasing (timm's) or "bilinear" with aligned corners (scipy's zoom of order 1, as the
-            ViT paper's code).
+        method: whose numbers to give. "bicubic" with antialiasing is timm's; "bilinear" with aligned corners is scipy's
+            zoom of order 1, as the ViT paper's code; "hf", "facebook" (DINO, DINOv2) and "torchvision" are bicubic
+            without antialiasing, with a plain grid, with a grid scaled by (new + 0.1) / old, and with aligned corners.
 
     Returns:
         [1, num_prefix + new_h * new_w, D] in the table's dtype.
@@ -56,12 +57,24 @@ def resample_pos_embed(
     if old_grid == new_grid:
         return table
     prefix, grid = table[:, :num_prefix], table[:, num_prefix:]
-    image = rearrange(grid, "1 (h w) d -> 1 d h w", h=old_grid[0])
-    if method == "bicubic":
-        image = F.interpolate(image.float(), size=new_grid, mode="bicubic", antialias=True)
-    else:
-        image = F.interpolate(image.double(), size=new_grid, mode="bilinear", align_corners=True)
+    image = _interpolated(rearrange(grid, "1 (h w) d -> 1 d h w", h=old_grid[0]), new_grid, method)
     return torch.cat([prefix, rearrange(image, "1 d h w -> 1 (h w) d").to(table.dtype)], dim=1)
+
+
+def _interpolated(image: Tensor, size: tuple[int, int], method: str) -> Tensor:
+    """Resize [1, D, h, w] as one of the libraries does."""
+    if method == "bilinear":
+        return F.interpolate(image.double(), size=size, mode="bilinear", align_corners=True)
+    image = image.float()
+    if method == "bicubic":
+        return F.interpolate(image, size=size, mode="bicubic", antialias=True)
+    if method == "torchvision":
+        return F.interpolate(image, size=size, mode="bicubic", align_corners=True)
+    if method == "hf":
+        return F.interpolate(image, size=size, mode="bicubic", align_corners=False)
+    # The offset keeps the floored size from falling one short, and is part of the numbers that the weights know.
+    scale = tuple((new + 0.1) / old for new, old in zip(size, image.shape[-2:], strict=True))
+    return F.interpolate(image, scale_factor=scale, mode="bicubic", align_corners=False)
 
 
 def resample_patch_embed(weight: Tensor, new_size: tuple[int, int]) -> Tensor:

@@ -18,7 +18,10 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
+from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from vit_finetune.common.suggest import closest
 from vit_finetune.models.vit_config import ViTConfig
@@ -137,6 +140,9 @@ class Format:
         config_from: from the library's configuration to our fields.
         config_to: from our network to the library's configuration.
         file: the name of the weight file that the library looks for.
+        config_file: the name of its configuration file.
+        reference: from a folder of this format and its network to the library's own forward pass, which gives logits,
+            or normed tokens where there is no head; None proves conversions in our network. It imports the library.
         pos_embed: how its library resamples positions; a method of `resample.py`.
     """
 
@@ -163,6 +169,8 @@ class Format:
     config_from: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     config_to: Callable[[ViTConfig], dict[str, Any]] | None = None
     file: str = "model.safetensors"
+    config_file: str = "config.json"
+    reference: Callable[[Path, ViTConfig], Callable[[Tensor], Tensor]] | None = None
     pos_embed: str = "bicubic"
 
     def matches(self, names: Mapping[str, Any]) -> bool:

@@ -5,8 +5,12 @@ Not a format. `fields_from` and `config_of` are pure and cover what all vision c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable
 from vit_finetune.models.vit_config import ViTConfig
@@ -118,6 +122,21 @@ def config_of(config: ViTConfig, *, model_type: str, architecture: str) -> dict[
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }
+
+
+def reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
+    """Return the forward pass of the class that a folder's `config.json` names, in transformers."""
+    import transformers
+
+    from vit_finetune.weights.readers import read_json
+
+    name = read_json(folder / "config.json")["architectures"][0]
+    model = getattr(transformers, name).from_pretrained(
+        folder, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
+    )
+    model.eval()
+    output = "logits" if config.num_classes else "last_hidden_state"
+    return lambda images: getattr(model(pixel_values=images), output)
 
 
 def _side(size: tuple[int, int]) -> int | list[int]:

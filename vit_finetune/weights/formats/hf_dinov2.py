@@ -18,6 +18,7 @@ from vit_finetune.weights.formats.hf import (
     PATCH_RULE,
     config_of,
     fields_from,
+    reference,
 )
 from vit_finetune.weights.rules import Constant, Format, Rule
 
@@ -118,6 +119,7 @@ HF_DINOV2 = Format(
     check=check_width,
     config_from=dinov2_fields_from,
     config_to=lambda config: dinov2_config_of(config, model_type="dinov2", architecture="Dinov2Model"),
+    reference=reference,
     pos_embed="hf",
 )
 

@@ -12,7 +12,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from vit_finetune.models.vit_config import ViTConfig
-from vit_finetune.weights.formats.hf import LAYER, PATCH_RULE, VIT_ALIASES, VIT_BLOCK_RULES, config_of, fields_from
+from vit_finetune.weights.formats.hf import (
+    LAYER,
+    PATCH_RULE,
+    VIT_ALIASES,
+    VIT_BLOCK_RULES,
+    config_of,
+    fields_from,
+    reference,
+)
 from vit_finetune.weights.rules import Format, Rule
 
 
@@ -57,6 +65,7 @@ HF_VIT = Format(
     holds={"norm_eps": (), "act_layer": (), "qkv_bias": (True, False)},
     config_from=_config_from,
     config_to=_config_to,
+    reference=reference,
     pos_embed="hf",
 )
 

@@ -6,6 +6,13 @@ share its patch embedding but not its meaning (DeiT-III, MAE and DINOv2 as relea
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.rules import Format
 
 # Every option but those that only our network has; the values are as many as `ViTConfig` allows.
@@ -24,25 +31,29 @@ _OPTIONS = (
     ),
 )
 
+# What only the names of relatives have: MAE, DeiT-III, DINOv2 and DINOv3 as released, BEiT, EVA, hybrids.
+KIN = (
+    *(".decoder_embed", ".decoder_pos_embed", ".mask_token", ".gamma_1", ".register_tokens", ".storage_tokens"),
+    *(".mlp.w12", ".blocks.0.0.", ".rope_embed.", ".rope.", ".q_bias", ".relative_position_bias_table"),
+    ".patch_embed.backbone.",
+)
+
+
+def _reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
+    import timm
+
+    model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
+    forward: Callable[[Tensor], Tensor] = model if config.num_classes else model.forward_features
+    return forward
+
+
 TIMM = Format(
     name="timm",
     library="timm",
     present=("patch_embed.proj.weight",),
-    absent=(
-        ".gamma_1",
-        ".decoder_embed",
-        ".decoder_pos_embed",
-        ".mask_token",
-        ".register_tokens",
-        ".storage_tokens",
-        ".mlp.w12",
-        ".q_bias",
-        ".relative_position_bias_table",
-        ".patch_embed.backbone.",
-        ".rope.",
-        ".trunk.",
-    ),
+    absent=(*KIN, ".backbone.patch_embed.", ".head.mlp.", ".head.last_layer.", ".trunk."),
     holds=dict.fromkeys(_OPTIONS, ()),
+    reference=_reference,
 )
 
 FORMATS = (TIMM,)

@@ -7,6 +7,12 @@ heads is known by the name of the builder and leaves no trace in the weights.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.rules import Format, Rule
 
@@ -19,6 +25,23 @@ def _check(config: ViTConfig) -> str:
     if config.img_size[0] != config.img_size[1] or config.patch_size[0] != config.patch_size[1]:
         return f"img_size={config.img_size} with patch_size={config.patch_size} (it holds squares)"
     return ""
+
+
+def _reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
+    from torchvision.models import VisionTransformer
+
+    model = VisionTransformer(
+        image_size=config.img_size[0],
+        patch_size=config.patch_size[0],
+        num_layers=config.depth,
+        num_heads=config.num_heads,
+        hidden_dim=config.embed_dim,
+        mlp_dim=int(config.embed_dim * config.mlp_ratio),
+        num_classes=config.num_classes,
+    )
+    model.load_state_dict(torch.load(folder / "model.pth", weights_only=True), strict=True)
+    forward: Callable[[Tensor], Tensor] = model.float().eval()
+    return forward
 
 
 TORCHVISION = Format(
@@ -51,6 +74,7 @@ TORCHVISION = Format(
     defaults={"norm_eps": 1e-6, "act_layer": "gelu"},
     check=_check,
     file="model.pth",
+    reference=_reference,
     pos_embed="torchvision",
 )
 

@@ -1,0 +1,214 @@
+"""From one library's weights to another's, planned on names and shapes, with every tensor accounted for.
+
+`plan_conversion` says what would be done; `convert_state_dict` does it in memory. Writing what the other library reads
+is `convert_checkpoint`'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vit_finetune.common.errors import NotRepresentable, RequestError
+from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.adapt import HEAD_PARTS
+from vit_finetune.weights.architecture import stated_config
+from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.formats import detect_format, format_named
+from vit_finetune.weights.hints import Hints, known_fields, plain_variant
+from vit_finetune.weights.lazy import Lazy, Plan, combine, lazily
+from vit_finetune.weights.network import network_of, refuse_not_finite
+from vit_finetune.weights.readers import unwrap
+from vit_finetune.weights.reading import plan_to_timm
+from vit_finetune.weights.resample import resample_pos_embed
+from vit_finetune.weights.rules import Format
+from vit_finetune.weights.writing import plan_from_timm
+
+
+@dataclass(frozen=True, kw_only=True)
+class Changes:
+    """What a conversion changes beside the layout.
+
+    Attributes:
+        head: "keep" or "drop" the classifier.
+        img_size: (height, width) in pixels that the positions are resampled for; None keeps the file's.
+        pos_embed: how they are resampled; None takes the method of the format that is written.
+        dtype: what every tensor is stored as; None keeps each one's own.
+    """
+
+    head: str = "keep"
+    img_size: tuple[int, int] | None = None
+    pos_embed: str | None = None
+    dtype: torch.dtype | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What would be done, before it is.
+
+    Attributes:
+        source: the format that is read.
+        target: the format that is written.
+        config: the network, with the changes that were asked for.
+        ours: its tensors under timm's names.
+        written: the network as the target says it; a rewrite may have taken an option away.
+        plan: the tensors that are written.
+        dropped: the source's names that have no place, each with the reason.
+        aside: tensors without a place that the way back needs, under the source's names.
+        notes: decisions and rewrites, one sentence each.
+    """
+
+    source: Format
+    target: Format
+    config: ViTConfig
+    ours: Mapping[str, Lazy]
+    written: ViTConfig
+    plan: Plan
+    dropped: Mapping[str, str]
+    aside: Mapping[str, Lazy]
+    notes: tuple[str, ...]
+
+
+def convert_state_dict(
+    tensors: Mapping[str, Tensor], *, to: str, source: str = "auto", config: Hints = None
+) -> dict[str, Tensor]:
+    """Translate a state dict from one library's layout into another's.
+
+    Args:
+        tensors: name to tensor, or what a training script saved around it; not changed.
+        to: the format wanted, such as "timm", "hf_vit" or "torchvision".
+        source: the format of `tensors`; "auto" detects it.
+        config: what the tensors don't tell: a `ViTConfig`, an architecture's name, the library's own configuration as a
+            mapping, or hints: num_heads, eps, act, pool, img_size, patch_size, or any field of `ViTConfig`.
+
+    Returns:
+        The same network under the names and in the shapes of the other library, each tensor with memory of its own.
+
+    Raises:
+        NotRepresentable: one side can't say what the other computes; the message says what, and what could be done.
+        RequestError: a tensor is missing, left over, misshapen or damaged, or something has to be said in `config`.
+    """
+    state, notes = unwrap(tensors, "the mapping")
+    conversion = plan_conversion(
+        Checkpoint(tensors=state, description="the mapping", notes=notes), to=to, source=source, config=config
+    )
+    result = {}
+    for name, lazy in conversion.plan.tensors.items():
+        value = lazy.compute()
+        refuse_not_finite(name, value)
+        # A tensor that only changed its name would otherwise share the caller's memory.
+        result[name] = value.detach().clone(memory_format=torch.contiguous_format)
+    return result
+
+
+def plan_conversion(
+    checkpoint: Checkpoint,
+    *,
+    to: str,
+    source: str = "auto",
+    config: Hints = None,
+    changes: Changes | None = None,
+    names_only: bool | None = None,
+) -> Conversion:
+    """Say what a conversion would do; arguments and errors as for `convert_state_dict`.
+
+    Args:
+        checkpoint: the source.
+        to: the format wanted.
+        source: the format read; "auto" detects it.
+        config: what the source doesn't tell.
+        changes: what is changed beside the layout.
+        names_only: don't ask for what leaves no trace in names and shapes; None does so where timm's layout, which
+            says nothing else either, is wanted.
+    """
+    changes = changes or Changes()
+    target = format_named(to)
+    layout = format_named(detect_format(checkpoint.tensors) if source == "auto" else source)
+    stated = _stated(checkpoint, config)
+    library = layout.config_from(checkpoint.library) if layout.config_from and checkpoint.library else {}
+    given = known_fields(config, layout)
+    known = {**library, **(stated.to_mapping() if stated else {}), **given}
+    plan = plan_to_timm(lazily(checkpoint.tensors), layout, known)
+    network = network_of(
+        plan, layout, stated=stated, names_only=target.name == "timm" if names_only is None else names_only
+    )
+    ours, network_out, notes = _changed(plan.tensors, network, changes, target)
+    out = plan_from_timm(ours, target, network_out, names=None)
+    if target is layout:  # what it set aside still has its place there
+        out.tensors.update({name: value for name, value in plan.aside.items() if name not in out.tensors})
+    headless = {name for key in plan.tensors.keys() - ours.keys() for name in plan.tensors[key].sources}
+    dropped = {**checkpoint.dropped, **plan.dropped, **dict.fromkeys(sorted(headless), "head='drop' was asked for")}
+    return Conversion(
+        source=layout,
+        target=target,
+        config=network_out,
+        ours=ours,
+        written=ViTConfig.from_mapping(out.fields),
+        plan=out,
+        dropped=dropped,
+        aside=plan.aside,
+        notes=(*checkpoint.notes, *plan.notes, *notes, *out.notes),
+    )
+
+
+def _stated(checkpoint: Checkpoint, config: Hints) -> ViTConfig | None:
+    """Return the whole network where the caller or the source names it; single hints change it."""
+    if isinstance(config, ViTConfig):
+        return config
+    if isinstance(config, str):
+        return plain_variant(config)
+    if config and ("architecture" in config or "pretrained_cfg" in config):
+        fields = known_fields(config, format_named("timm"))
+        return ViTConfig.from_mapping(fields)
+    stated = stated_config(checkpoint)
+    if stated is None:
+        return None
+    if not isinstance(stated, ViTConfig):
+        raise NotRepresentable(f"{checkpoint.architecture} is no plain ViT; its weights stay in timm's layout")
+    return stated.updated(known_fields(config, format_named("timm"))) if config else stated
+
+
+def _changed(
+    tensors: Mapping[str, Lazy], config: ViTConfig, changes: Changes, target: Format
+) -> tuple[dict[str, Lazy], ViTConfig, tuple[str, ...]]:
+    """Drop the head, resample positions and cast, as asked."""
+    values, notes = dict(tensors), []
+    if changes.head not in {"keep", "drop"}:
+        raise RequestError(f"head={changes.head!r} is none of keep, drop")
+    if changes.head == "drop":
+        values = {name: value for name, value in values.items() if not name.startswith(HEAD_PARTS)}
+        config = config.updated({"num_classes": 0})
+    if changes.img_size is not None and changes.img_size != config.img_size:
+        method = changes.pos_embed or target.pos_embed
+        old, config = config, config.updated({"img_size": changes.img_size})
+        prefix = 0 if config.no_embed_class else config.num_prefix_tokens
+        words = f"positions {_by(old.grid_size)} -> {_by(config.grid_size)}, {method}"
+        values["pos_embed"] = combine(
+            lambda table: _resampled(table, old.grid_size, config.grid_size, prefix, method),
+            [values["pos_embed"]],
+            words,
+        )
+        notes.append(words)
+    if (dtype := changes.dtype) is not None:
+        values = {
+            name: value
+            if value.meta.dtype == dtype
+            else combine(lambda tensor: tensor.to(dtype), [value], f"to {str(dtype).removeprefix('torch.')}")
+            for name, value in values.items()
+        }
+    return values, config, tuple(notes)
+
+
+def _resampled(
+    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], num_prefix: int, method: str
+) -> Tensor:
+    if table.is_meta:  # torch has no antialiased resampling of shapes alone
+        return table.new_empty(1, num_prefix + new_grid[0] * new_grid[1], table.shape[2])
+    return resample_pos_embed(table, old_grid, new_grid=new_grid, num_prefix=num_prefix, method=method)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"

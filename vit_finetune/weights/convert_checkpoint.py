@@ -1,0 +1,178 @@
+"""From a checkpoint on disk to the folder that another library opens as it is, whole or not at all, with the proof.
+
+Tensors are computed and written one at a time from a mapped file: memory holds the largest of them and not the model.
+Only the proof builds networks.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.files import atomic_folder, write_json
+from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.conversion_report import ConversionReport, TensorRow
+from vit_finetune.weights.convert import Changes, Conversion, plan_conversion
+from vit_finetune.weights.hints import Hints
+from vit_finetune.weights.lazy import Lazy
+from vit_finetune.weights.resample import POS_EMBED_METHODS
+from vit_finetune.weights.sources import read_source
+from vit_finetune.weights.target_folder import describe
+from vit_finetune.weights.verify import verify_conversion
+from vit_finetune.weights.writers import write_safetensors, write_tensors
+
+REPORT_NAME = "conversion.json"
+ASIDE_NAME = "set_aside.safetensors"
+_READ_SHARDS = ("transformers",)
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+def convert_checkpoint(
+    src: str | Path,
+    dst: str | Path,
+    *,
+    to: str,
+    source: str = "auto",
+    verify: bool = True,
+    config: Hints = None,
+    head: str = "keep",
+    img_size: int | tuple[int, int] | None = None,
+    pos_embed: str | None = None,
+    dtype: str | None = None,
+    max_shard_size: str | None = None,
+    dry_run: bool = False,
+    overwrite: bool = False,
+) -> ConversionReport:
+    """Write what another library reads, and prove that it computes the same.
+
+    Args:
+        src: whatever `read_source` takes.
+        dst: the folder to make: weights, configuration, preprocessing and labels as the library names them, and
+            `conversion.json` with the fate of every tensor.
+        to: the format wanted, such as "timm", "hf_vit" or "torchvision".
+        source: the format of `src`; "auto" detects it.
+        verify: compare source and result on the same random pictures: in the library itself where it is installed and
+            can open the result, else in our network on both sides.
+        config: what the source doesn't tell; see `convert_state_dict`.
+        head: "keep" or "drop" the classifier.
+        img_size: pixels that the positions are resampled for; None keeps the source's.
+        pos_embed: how they are resampled (see `load_pretrained`); None takes the way of the library that is written.
+        dtype: "fp32", "fp16" or "bf16" for every tensor; None keeps each one's own.
+        max_shard_size: such as "5GB": larger safetensors files become several with an index; None never splits.
+        dry_run: plan and check everything, write nothing.
+        overwrite: replace an older conversion at `dst`.
+
+    Returns:
+        The fate of every tensor, and the proof.
+
+    Raises:
+        NotRepresentable: one side can't say what the other computes; the message says what, and what could be done.
+        RequestError: the source can't be read or isn't whole, or something has to be said in `config`.
+    """
+    dst = Path(dst)
+    changes = _changes(head, img_size, pos_embed, dtype)
+    if not dry_run:
+        _check_place(dst, overwrite=overwrite)
+    checkpoint = read_source(src)
+    try:
+        conversion = plan_conversion(checkpoint, to=to, source=source, config=config, changes=changes, names_only=False)
+    except RequestError as error:
+        raise type(error)(f"{checkpoint.description}: {error}") from error
+    if max_shard_size is not None and conversion.target.library not in _READ_SHARDS:
+        raise RequestError(f"{conversion.target.library} reads no weights in several files; leave max_shard_size out")
+    files, metadata, notes = describe(
+        conversion.written,
+        conversion.target,
+        architecture=checkpoint.architecture,
+        preprocess=checkpoint.preprocess,
+        class_names=_names(checkpoint, conversion),
+        dtype=next(iter(conversion.plan.tensors.values())).meta.dtype,
+    )
+    if dry_run:
+        return _report(checkpoint, conversion, {}, None, notes=notes)
+    place = dst.with_name(f".{dst.name}.new") if dst.exists() else dst
+    if place != dst:
+        shutil.rmtree(place, ignore_errors=True)  # left by a conversion that was killed
+    with atomic_folder(place) as folder:
+        digests = write_tensors(
+            folder, conversion.target.file, conversion.plan.tensors, metadata=metadata, max_shard_size=max_shard_size
+        )
+        if conversion.aside and conversion.target is not conversion.source:
+            write_safetensors(folder / ASIDE_NAME, conversion.aside, metadata={})
+        for name, values in files.items():
+            write_json(folder / name, values)
+        proof = verify_conversion(conversion, folder) if verify else None
+        report = _report(checkpoint, conversion, digests, dst, notes=notes, proof=proof, folder=folder)
+        write_json(folder / REPORT_NAME, report.to_mapping())
+    if place != dst:
+        old = dst.with_name(f".{dst.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        dst.rename(old)
+        place.rename(dst)
+        shutil.rmtree(old)
+    return report
+
+
+def _changes(head: str, img_size: int | tuple[int, int] | None, pos_embed: str | None, dtype: str | None) -> Changes:
+    if dtype is not None and dtype not in DTYPES:
+        raise RequestError(f"dtype={dtype!r} is none of {', '.join(DTYPES)}")
+    if pos_embed is not None and pos_embed not in POS_EMBED_METHODS:
+        raise RequestError(f"pos_embed={pos_embed!r} is none of {', '.join(POS_EMBED_METHODS)}")
+    size = (img_size, img_size) if isinstance(img_size, int) else img_size
+    return Changes(head=head, img_size=size, pos_embed=pos_embed, dtype=DTYPES[dtype] if dtype else None)
+
+
+def _check_place(dst: Path, *, overwrite: bool) -> None:
+    """Refuse a place that is taken, and to replace anything but a conversion."""
+    if not dst.exists():
+        return
+    if not overwrite:
+        raise RequestError(f"{dst} exists already; choose another place or pass overwrite=True")
+    if not (dst / REPORT_NAME).is_file():
+        raise RequestError(f"{dst} is no folder that a conversion wrote; remove it yourself")
+
+
+def _names(checkpoint: Checkpoint, conversion: Conversion) -> tuple[str, ...] | None:
+    names = checkpoint.class_names
+    return names if names is not None and len(names) == conversion.config.num_classes else None
+
+
+def _report(
+    checkpoint: Checkpoint,
+    conversion: Conversion,
+    digests: dict[str, str],
+    dst: Path | None,
+    *,
+    notes: tuple[str, ...],
+    proof: Any = None,
+    folder: Path | None = None,
+) -> ConversionReport:
+    return ConversionReport(
+        source=checkpoint.description,
+        destination=None if dst is None else str(dst),
+        source_format=conversion.source.name,
+        target_format=conversion.target.name,
+        architecture=checkpoint.architecture,
+        config=conversion.config.to_mapping(),
+        tensors=tuple(_row(name, lazy, digests.get(name)) for name, lazy in conversion.plan.tensors.items()),
+        dropped=dict(conversion.dropped),
+        set_aside=tuple(conversion.aside),
+        notes=(*conversion.notes, *notes),
+        files=() if folder is None else (*sorted(path.name for path in folder.iterdir()), REPORT_NAME),
+        verification=proof,
+    )
+
+
+def _row(name: str, lazy: Lazy, digest: str | None) -> TensorRow:
+    return TensorRow(
+        sources=lazy.sources,
+        target=name,
+        operation="; ".join(lazy.operations) or "as it is",
+        shape=lazy.shape,
+        dtype=str(lazy.meta.dtype).removeprefix("torch."),
+        sha256=digest,
+    )

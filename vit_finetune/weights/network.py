@@ -1,0 +1,106 @@
+"""Which network planned tensors are of, and whether they are all of it, name by name and shape by shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.models.vit import VisionTransformer
+from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.lazy import Lazy, Plan
+from vit_finetune.weights.rules import Format, fill, template, two_sides
+
+# What leaves no trace in names and shapes, with values that change neither.
+_TRACELESS = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu"}
+_LISTED = 8
+
+
+def network_of(plan: Plan, layout: Format, *, stated: ViTConfig | None, names_only: bool = False) -> ViTConfig:
+    """Return the network that tensors under our names are of, after checking that they are all of it.
+
+    Args:
+        plan: of reading the file.
+        layout: the file's format, for messages in its words.
+        stated: the network as the source names it; None reads it off names, shapes and the plan's fields.
+        names_only: only names and shapes matter for what follows, so what leaves no trace in them isn't asked for.
+
+    Raises:
+        RequestError: a tensor is missing, left over or of another shape, or a field is needed that nothing tells.
+    """
+    head = plan.tensors.get("head.weight")
+    classes = head.shape[0] if head and head.shape else 0
+    config = (
+        stated.updated({"num_classes": classes})
+        if stated
+        else _told(plan, names_only).updated({"num_classes": classes})
+    )
+    with torch.device("meta"):
+        wanted = VisionTransformer(config.updated({"weight_init": "skip"})).state_dict()
+    _compare(plan.tensors, {name: tuple(value.shape) for name, value in wanted.items()}, plan, layout)
+    return config
+
+
+def _told(plan: Plan, names_only: bool) -> ViTConfig:
+    known = {**(_TRACELESS if names_only else {}), **plan.fields}
+    if names_only and "cls_token" in plan.tensors and not {"fc_norm.weight", "attn_pool.latent"} & plan.tensors.keys():
+        known.setdefault("global_pool", "token")
+    known.pop("num_classes", None)
+    try:
+        return ViTConfig.from_state_dict({name: value.meta for name, value in plan.tensors.items()}, known=known)
+    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
+        if isinstance(error, RequestError):
+            raise
+        raise RequestError(f"the weights are no whole network: {error} is missing or has a wrong shape") from error
+
+
+def _compare(tensors: Mapping[str, Lazy], wanted: Mapping[str, tuple[int, ...]], plan: Plan, layout: Format) -> None:
+    problems = []
+    if tensors.keys() != wanted.keys():
+        missing = [_in_their_words(name, plan, layout) for name in wanted.keys() - tensors.keys()]
+        extra = [", ".join(tensors[name].sources) or name for name in tensors.keys() - wanted.keys()]
+        problems.append(two_sides(extra, missing, "more than the network has", "missing"))
+    shapes = [
+        f"{', '.join(tensors[name].sources) or name} gives {name} the shape {list(tensors[name].shape)} instead of "
+        f"{list(shape)}"
+        for name, shape in wanted.items()
+        if name in tensors and tensors[name].shape != shape
+    ]
+    if shapes:
+        more = f" and {len(shapes) - _LISTED} more" if len(shapes) > _LISTED else ""
+        problems.append(f"{len(shapes)} of another shape: {', '.join(shapes[:_LISTED])}{more}")
+    kinds = [
+        f"{', '.join(value.sources)} ({str(value.meta.dtype).removeprefix('torch.')})"
+        for value in tensors.values()
+        if not value.meta.is_floating_point()
+    ]
+    if kinds:
+        problems.append(f"{len(kinds)} not of a floating-point type: {', '.join(kinds[:_LISTED])}")
+    if problems:
+        raise RequestError(f"the {layout.name} tensors are not one whole network: {'; '.join(problems)}")
+
+
+def _in_their_words(name: str, plan: Plan, layout: Format) -> str:
+    """Return what the file would have called a tensor of ours, as its first rule says."""
+    for rule in layout.rules:
+        for target in rule.targets:
+            if match := template(target).fullmatch(name):
+                texts = [fill(text, match.groupdict()) for text in rule.sources if text is not None]
+                return ", ".join(plan.names.get(text, text).removeprefix("/") for text in texts)
+    return name
+
+
+def refuse_not_finite(name: str, value: torch.Tensor) -> None:
+    """Refuse NaN and infinity, which no conversion mends and every library loads.
+
+    Args:
+        name: of the tensor, for the error.
+        value: its values.
+
+    Raises:
+        RequestError: one of them is not finite.
+    """
+    # One pass without memory: a sum that is finite has finite terms. Else look closer, as large terms overflow too.
+    if not torch.isfinite(value.sum()) and (bad := int((~torch.isfinite(value)).sum())):
+        raise RequestError(f"{name} holds {bad} values that are NaN or infinite; the file it comes from is damaged")

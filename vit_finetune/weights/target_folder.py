@@ -1,0 +1,120 @@
+"""The JSON files that a library expects beside its weights, and what the weight file says about itself.
+
+timm: `config.json` of its hub format. transformers: `config.json` and `preprocessor_config.json`. Others: what the
+format's `config_to` gives. Nothing is read or written here.
+
+Sources: timm `models/_hub.py`; transformers' image processors (`ViTImageProcessor`, `BitImageProcessor`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.metadata import embedded_metadata
+from vit_finetune.weights.rules import Format
+from vit_finetune.weights.timm_config import NOT_IN_JSON, closest_name
+
+_PIL_RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
+
+
+def describe(
+    config: ViTConfig,
+    target: Format,
+    *,
+    architecture: str | None,
+    preprocess: PreprocessSpec | None,
+    class_names: Sequence[str] | None,
+    dtype: torch.dtype,
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], tuple[str, ...]]:
+    """Return the JSON files of a target, the metadata of its safetensors files, and notes.
+
+    Args:
+        config: the network.
+        target: the format.
+        architecture: timm's name, where the source gives it.
+        preprocess: the evaluation transform; None where nothing tells it, so that none is written.
+        class_names: one per row of the head; None where they have no names.
+        dtype: of the weights.
+    """
+    spec = preprocess.with_size(*config.img_size) if preprocess else None
+    if target.library == "timm":
+        name, args, unsaid = closest_name(config, architecture)
+        files = {"config.json": _timm(config, name, args, spec, class_names)}
+        own = args | {key: config.to_mapping()[key] for key in unsaid}
+        notes = tuple(
+            f"timm's config.json can't say {key}={getattr(config, key)!r} ({NOT_IN_JSON[key]}): timm alone will build "
+            f"{name} without it; vit_finetune reads it from the file's header"
+            for key in unsaid
+        )
+        return files, embedded_metadata(name, own, preprocess=spec, class_names=class_names), notes
+    if target.config_to is None:
+        return {}, {"format": "pt"}, ()
+    values = target.config_to(config)
+    if "model_type" not in values:
+        return {target.config_file: values}, {"format": "pt"}, ()
+    labels = class_names or [f"LABEL_{index}" for index in range(config.num_classes)]
+    if labels:
+        values["id2label"] = {str(index): label for index, label in enumerate(labels)}
+        values["label2id"] = {label: index for index, label in enumerate(labels)}
+    values["dtype"] = str(dtype).removeprefix("torch.")
+    files = {target.config_file: values}
+    if spec is not None:
+        files["preprocessor_config.json"] = _preprocessor(spec)
+    return files, {"format": "pt"}, ()
+
+
+def _timm(
+    config: ViTConfig,
+    name: str,
+    args: dict[str, Any],
+    spec: PreprocessSpec | None,
+    class_names: Sequence[str] | None,
+) -> dict[str, Any]:
+    labels = {} if class_names is None else {"label_names": list(class_names)}
+    return {
+        "architecture": name,
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
+        "global_pool": config.global_pool,
+        **labels,
+        "model_args": args,
+        "pretrained_cfg": {
+            "tag": "converted",
+            "custom_load": False,
+            **(spec or PreprocessSpec().with_size(*config.img_size)).to_mapping(),
+            "fixed_input_size": not config.dynamic_img_size,
+            "num_classes": config.num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if config.distilled else "head",
+        },
+    }
+
+
+def _preprocessor(spec: PreprocessSpec) -> dict[str, Any]:
+    """Say a transform in the words of the image processor that can do it."""
+    _, height, width = spec.input_size
+    common = {
+        "do_resize": True,
+        "do_rescale": True,
+        "do_normalize": True,
+        "resample": _PIL_RESAMPLING[spec.interpolation],
+        "rescale_factor": 1 / 255,
+        "image_mean": list(spec.mean),
+        "image_std": list(spec.std),
+    }
+    if spec.crop_mode == "squash" and spec.crop_pct == 1:
+        return {"image_processor_type": "ViTImageProcessor", **common, "size": {"height": height, "width": width}}
+    return {
+        "image_processor_type": "BitImageProcessor",
+        **common,
+        "size": {"shortest_edge": round(min(height, width) / spec.crop_pct)},
+        "do_center_crop": True,
+        "crop_size": {"height": height, "width": width},
+        "do_convert_rgb": True,
+    }

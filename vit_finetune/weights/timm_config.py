@@ -1,0 +1,62 @@
+"""timm's words for a network: the registered name it comes closest to, and the arguments in which it differs.
+
+Source: timm 1.0 `models/_hub.py` (`_parse_model_cfg`) and the constructors that it passes `model_args` to.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vit_finetune.models.variants import list_models, variant_config
+from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.rules import structure
+
+# A network that differs from its registered name in one of these has no description in timm's JSON.
+NOT_IN_JSON = {
+    "distilled": "timm ties it to the name",
+    "embed_norm": "timm takes a Python class for it",
+    "mlp_layer": "timm takes a Python class for it",
+    "attn_layer": "timm takes a Python class for it",
+    "block_fn": "timm takes a Python class for it",
+    "norm_eps": "timm takes it inside a Python function only",
+}
+_SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "in_chans", "img_size")
+
+
+def closest_name(config: ViTConfig, preferred: str | None = None) -> tuple[str, dict[str, Any], list[str]]:
+    """Return the registered name that needs the fewest arguments to become a network.
+
+    Args:
+        config: the network.
+        preferred: the name that its source gives; taken where timm can say the differences to it.
+
+    Returns:
+        The name, timm's `model_args` (with `img_size` always, without the number of classes), and the fields that
+        timm's JSON can't say.
+    """
+    names = list_models()
+
+    def differing(name: str) -> list[str]:
+        other = variant_config(name)
+        if not isinstance(other, ViTConfig):
+            return ["block_fn"] * 100  # another family: never the closest
+        return [key for key in (*_SIZES, *structure()) if _acts(config, key) != _acts(other, key)]
+
+    def distance(name: str) -> tuple[int, int, bool, str]:
+        fields = differing(name)
+        return sum(key in NOT_IN_JSON for key in fields), len(fields), name != preferred, name
+
+    name = min(names, key=distance)
+    values = config.to_mapping()
+    fields = differing(name)
+    args = {key: values[key] for key in dict.fromkeys(["img_size", *fields]) if key not in NOT_IN_JSON}
+    return name, args, [key for key in fields if key in NOT_IN_JSON]
+
+
+def _acts(config: ViTConfig, key: str) -> Any:
+    """Return a field as the network acts on it: a missing `fc_norm` follows the pooling."""
+    if key == "fc_norm":
+        return config.final_norm and config.norm_after_pool
+    if key == "mlp_ratio":
+        return int(config.embed_dim * config.mlp_ratio)
+    return getattr(config, key) is not None if key == "init_values" else getattr(config, key)
