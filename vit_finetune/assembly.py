@@ -17,7 +17,7 @@ from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, train_batches
 from vit_finetune.data.transforms import build_eval_transform, build_train_transform
 from vit_finetune.evaluation import EvalResult, score
-from vit_finetune.models import VisionTransformer, create_model, replace_head
+from vit_finetune.models import Backbone, create_model, replace_head
 from vit_finetune.training import TrainPlan, micro_batch, steps_in
 from vit_finetune.tuning import Tuned
 from vit_finetune.weights import LoadReport, from_pretrained
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def build_model(config: Config, splits: Splits) -> tuple[VisionTransformer, LoadReport]:
+def build_model(config: Config, splits: Splits) -> tuple[Backbone, LoadReport]:
     """Return the network with its new head, and what happened to every tensor."""
     section, num_classes = config.model, len(splits.class_names)
     asked = {
@@ -67,7 +67,7 @@ def build_model(config: Config, splits: Splits) -> tuple[VisionTransformer, Load
     )
 
 
-def preprocess_of(config: Config, model: VisionTransformer, report: LoadReport) -> PreprocessSpec:
+def preprocess_of(config: Config, model: Backbone, report: LoadReport) -> PreprocessSpec:
     """Return the checkpoint's preprocessing, with what the recipe says laid over it."""
     asked = config.data.model_dump(include={"interpolation", "crop_pct", "crop_mode", "mean", "std"}, exclude_none=True)
     spec = report.preprocess.with_size(*model.config.img_size)
@@ -153,12 +153,12 @@ class Feeder:
             **self._share(),
         )
 
-    def val_scorer(self, model: VisionTransformer) -> Callable[[], EvalResult] | None:
+    def val_scorer(self, model: Backbone) -> Callable[[], EvalResult] | None:
         """Return what scores the val split, or None where there is none."""
         val = self.splits.val
         return None if val is None else lambda: self.score(model, val)
 
-    def score(self, model: VisionTransformer, pictures: ImageSet, *, keep_predictions: bool = False) -> EvalResult:
+    def score(self, model: Backbone, pictures: ImageSet, *, keep_predictions: bool = False) -> EvalResult:
         """Score every picture once over all processes."""
         size = self.config.evaluation.batch_size
         size = self.plan.per_device_batch_size if isinstance(size, str) else size
@@ -184,7 +184,7 @@ def flat(values: Mapping[str, Any]) -> dict[str, Any]:
 def start_screen(
     config: Config,
     *,
-    model: VisionTransformer,
+    model: Backbone,
     report: LoadReport,
     tuned: Tuned,
     splits: Splits,

@@ -21,7 +21,7 @@ from vit_finetune.data import Splits
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.evaluation import write_evaluation
 from vit_finetune.export import export_model_folder
-from vit_finetune.models import VisionTransformer
+from vit_finetune.models import Backbone
 from vit_finetune.predict import open_splits
 from vit_finetune.training import (
     FitOptions,
@@ -54,7 +54,7 @@ class RunResult:
     """
 
     run_dir: Path
-    model: VisionTransformer
+    model: Backbone
     metrics: dict[str, float]
     best_step: int
     num_steps: int

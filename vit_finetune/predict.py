@@ -22,14 +22,14 @@ from vit_finetune.data import ImageSet, Splits, decode_image, find_images, load_
 from vit_finetune.data.loader import eval_batches
 from vit_finetune.data.transforms import build_eval_transform
 from vit_finetune.evaluation import EvalResult, Predictions, score
-from vit_finetune.models import VisionTransformer
+from vit_finetune.models import Backbone
 from vit_finetune.weights import from_pretrained
 
 __all__ = ["EvalResult", "Predictions", "Predictor", "evaluate", "model_source", "open_splits"]
 
 if TYPE_CHECKING:
     Picture: TypeAlias = str | Path | Image.Image | np.ndarray
-    Model: TypeAlias = "str | Path | VisionTransformer | FinishedRun"
+    Model: TypeAlias = "str | Path | Backbone | FinishedRun"
 
 
 class FinishedRun(Protocol):
@@ -64,7 +64,7 @@ class Predictor:
         device: str | None = None,
         batch_size: int = 32,
     ) -> None:
-        if isinstance(run_or_model, VisionTransformer):
+        if isinstance(run_or_model, Backbone):
             self.model, spec, names = run_or_model, preprocess, class_names
         else:
             self.model, report = from_pretrained(model_source(run_or_model))

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from safetensors.torch import save_file
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.common.preprocess import PreprocessSpec
-from vit_finetune.models import VisionTransformer, ViTConfig, variant_config
+from vit_finetune.models import Backbone, NetworkConfig, ViTConfig, variant_config
 from vit_finetune.weights.metadata import embedded_metadata, settle_header
 
 WEIGHTS_NAME = "model.safetensors"
@@ -33,6 +32,8 @@ CONFIG_NAME = "config.json"
 _NOT_IN_JSON = {
     "distilled": "timm ties it to the name",
     "embed_norm": "timm takes a Python class for it",
+    "patch_norm_in": "no plain ViT of timm's has such a norm",
+    "attn_head_dim": "timm's plain ViT divides its width among the heads",
     "mlp_layer": "timm takes a Python class for it",
     "attn_layer": "timm takes a Python class for it",
     "block_fn": "timm takes a Python class for it",
@@ -45,7 +46,7 @@ _EPS_OF_NAMED_NORM = 1e-6
 
 
 def export_model_folder(
-    model: VisionTransformer,
+    model: Backbone,
     dst: str | Path,
     *,
     preprocess: PreprocessSpec,
@@ -94,7 +95,7 @@ def export_model_folder(
     return dst
 
 
-def timm_model_args(config: ViTConfig, architecture: str) -> dict[str, Any]:
+def timm_model_args(config: NetworkConfig, architecture: str) -> dict[str, Any]:
     """Return the arguments that make timm build this network from a registered name, as JSON values.
 
     Args:
@@ -109,20 +110,23 @@ def timm_model_args(config: ViTConfig, architecture: str) -> dict[str, Any]:
         RequestError: timm's JSON cannot say one of the differences, each named with its reason.
     """
     registered = variant_config(architecture)
-    differing = [
-        field.name
-        for field in fields(config)
-        if field.name not in _NOT_AN_ARGUMENT and getattr(config, field.name) != getattr(registered, field.name)
-    ]
+    if type(registered) is not type(config):
+        raise RequestError(
+            f"{architecture} is of another family ({type(registered).__name__}) than this network "
+            f"({type(config).__name__}); name the architecture that it was made from"
+        )
+    values, theirs = config.to_mapping(), registered.to_mapping()
+    differing = [name for name in values if name not in _NOT_AN_ARGUMENT and values[name] != theirs[name]]
     problems = [f"{name} ({_NOT_IN_JSON[name]})" for name in differing if name in _NOT_IN_JSON]
-    if "norm_layer" in differing and config.norm_eps != _EPS_OF_NAMED_NORM:
+    if "norm_layer" in differing and not isinstance(config, ViTConfig):
+        problems.append("norm_layer (timm takes a Python class for it)")
+    elif "norm_layer" in differing and config.norm_eps != _EPS_OF_NAMED_NORM:
         problems.append(f"norm_layer (timm's norms by name have an epsilon of {_EPS_OF_NAMED_NORM})")
     if problems:
         raise RequestError(
             f"a timm model folder cannot hold this network: it differs from {architecture} in {', '.join(problems)}; "
             "name the architecture that has them, or keep the weights as a plain state dict"
         )
-    values = config.to_mapping()
     return {name: values[name] for name in dict.fromkeys(["img_size", *differing])}
 
 
@@ -137,7 +141,7 @@ def _check_place(dst: Path, overwrite: bool) -> None:
         raise RequestError(f"{dst} is not just a model folder ({', '.join(sorted(others))}); remove it yourself")
 
 
-def _check_fit(config: ViTConfig, preprocess: PreprocessSpec, class_names: Sequence[str] | None) -> None:
+def _check_fit(config: NetworkConfig, preprocess: PreprocessSpec, class_names: Sequence[str] | None) -> None:
     """Refuse class names and preprocessing that belong to another model."""
     if class_names is not None and len(class_names) != config.num_classes:
         raise RequestError(f"{len(class_names)} class names for {config.num_classes} classes; give one for each")
@@ -152,14 +156,14 @@ def _check_fit(config: ViTConfig, preprocess: PreprocessSpec, class_names: Seque
         )
 
 
-def _tensors(model: VisionTransformer) -> dict[str, torch.Tensor]:
+def _tensors(model: Backbone) -> dict[str, torch.Tensor]:
     """Return the state dict on the CPU, each tensor dense and with memory of its own, as safetensors asks.
 
     A distilled network whose two heads were replaced by one applies that to the mean of both tokens; timm takes the
     mean of two heads, so each gets a copy.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    if model.config.distilled:
+    if _is_distilled(model.config):
         for part in ("weight", "bias"):
             if f"head.{part}" in tensors and f"head_dist.{part}" not in tensors:
                 tensors[f"head_dist.{part}"] = tensors[f"head.{part}"].clone()
@@ -167,7 +171,7 @@ def _tensors(model: VisionTransformer) -> dict[str, torch.Tensor]:
 
 
 def _timm_config(
-    model: VisionTransformer,
+    model: Backbone,
     architecture: str,
     model_args: dict[str, Any],
     preprocess: PreprocessSpec,
@@ -191,9 +195,14 @@ def _timm_config(
             "num_classes": config.num_classes,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
-            "classifier": ["head", "head_dist"] if config.distilled else "head",
+            "classifier": ["head", "head_dist"] if _is_distilled(config) else "head",
         },
     }
+
+
+def _is_distilled(config: NetworkConfig) -> bool:
+    """Return whether the network has a distillation token, and in timm a second head."""
+    return isinstance(config, ViTConfig) and config.distilled
 
 
 def _replace(dst: Path, new: Path) -> None:

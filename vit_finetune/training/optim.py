@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.models import VisionTransformer
+from vit_finetune.models import Backbone
 
 OPTIMIZERS = ("adamw", "sgd")
 
 
-def parameter_groups(model: VisionTransformer, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(model: Backbone, *, weight_decay: float, layer_decay: float) -> list[dict[str, Any]]:
     """Return the groups of all parameters that train, ordered from the embedding to the head.
 
     Args:

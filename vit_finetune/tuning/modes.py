@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
-from vit_finetune.models import VisionTransformer
+from vit_finetune.models import Backbone
 
 MODES = ("full", "linear_probe", "last_n")
 
@@ -22,7 +22,7 @@ class Tuned:
     num_frozen: int
 
 
-def apply_tuning(model: VisionTransformer, mode: str, *, num_blocks: int | None = None) -> Tuned:
+def apply_tuning(model: Backbone, mode: str, *, num_blocks: int | None = None) -> Tuned:
     """Set `requires_grad` of every parameter for a tuning mode.
 
     Args:
@@ -52,7 +52,7 @@ def apply_tuning(model: VisionTransformer, mode: str, *, num_blocks: int | None 
     return Tuned(num_trained, num_frozen)
 
 
-def _trains(name: str, model: VisionTransformer, mode: str, num_blocks: int) -> bool:
+def _trains(name: str, model: Backbone, mode: str, num_blocks: int) -> bool:
     if mode == "full":
         return True
     if mode == "linear_probe":
