@@ -169,6 +169,8 @@ def test_export__failing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monk
     [
         ({"norm_eps": 1e-3}, "differs from vit_tiny_patch16_224 in norm_eps \\(timm takes it inside"),
         ({"mlp_layer": "swiglu"}, "mlp_layer \\(timm takes a Python class"),
+        ({"patch_norm_in": True}, "patch_norm_in \\(no plain ViT of timm's has such a norm"),
+        ({"attn_head_dim": 8}, "attn_head_dim \\(timm's plain ViT divides its width"),
         ({"block_fn": "res_post", "norm_eps": 1e-5}, "norm_eps .*, block_fn |block_fn .*, norm_eps "),
     ],
 )

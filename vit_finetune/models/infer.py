@@ -44,7 +44,7 @@ def infer_fields(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dic
         )
     found: dict[str, Any] = {"depth": depth}
     found |= {**_embedding(tensors), **_block(tensors), **_ending(tensors), **known}
-    found |= _grid(tensors, found)
+    found |= {**_grid(tensors, found), **_head_width(tensors, found)}
     after_pool = "fc_norm.weight" in tensors
     if found["final_norm"] and "fc_norm" not in found and after_pool != (found.get("global_pool") == "avg"):
         found["fc_norm"] = after_pool
@@ -69,6 +69,7 @@ def _embedding(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "reg_tokens": tensors["reg_token"].shape[1] if "reg_token" in tensors else 0,
         "pre_norm": "norm_pre.weight" in tensors,
         "embed_norm": "patch_embed.norm.weight" in tensors,
+        "patch_norm_in": "patch_embed.norm_in.weight" in tensors,
     }
 
 
@@ -90,7 +91,8 @@ def _grid(tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> dict[str, 
     # A square number of rows beside prefix tokens means that only patches have positions.
     for no_embed_class, patches in ((True, rows), (False, rows - prefix)):
         side = math.isqrt(max(patches, 0))
-        if side and side * side == patches:
+        known = found.get("no_embed_class", no_embed_class)
+        if side and side * side == patches and known == no_embed_class:
             return {"img_size": (side * patch[0], side * patch[1]), "no_embed_class": no_embed_class and bool(prefix)}
     return {}
 
@@ -130,7 +132,7 @@ def _block(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     if half_head:
         found["num_heads"] = width // (2 * half_head[0])
     elif head_norm:
-        found["num_heads"] = width // head_norm[0]
+        found["num_heads"] = block.get("attn.qkv.weight", (3 * width,))[0] // (3 * head_norm[0])
     # The extra half keeps int(width * ratio) == hidden where the quotient was rounded down.
     ratio = hidden / width if int(width * (hidden / width)) == hidden else (hidden + 0.5) / width
     scaled = bool({"ls1.gamma", "ls.gamma"} & set(block))
@@ -142,6 +144,20 @@ def _block(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
         "init_values": 1e-5 if scaled else None,
         "norm_layer": "layernorm" if biased else "rmsnorm",
     }
+
+
+def _head_width(tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Read `attn_head_dim` off the rows of queries, keys and values, where heads don't share out the width."""
+    names = ("blocks.0.attn.qkv.weight", "blocks.0.attns.0.attn.qkv.weight")
+    rows = next((tensors[name].shape[0] for name in names if name in tensors), None)
+    told = "attn_head_dim" in found or "num_heads" not in found
+    if rows is None or rows == 3 * found["embed_dim"] or told:
+        return {}
+    heads = found["num_heads"]
+    width, rest = divmod(rows, 3 * heads)
+    if rest:
+        raise RequestError(f"num_heads={heads} does not divide the {rows} rows of queries, keys and values")
+    return {"attn_head_dim": width}
 
 
 def _ending(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
