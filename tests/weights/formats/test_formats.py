@@ -47,9 +47,9 @@ def table():
 
 def loaded(tensors, config):
     """Return our network of a config, in float64, with exactly these tensors."""
-    model = VisionTransformer(config.updated({"weight_init": "skip"}))
+    model = VisionTransformer(config.updated({"weight_init": "skip"})).double()
     model.load_state_dict(tensors, strict=True)
-    return model.double().eval()
+    return model.eval()
 
 
 def difference(model, case, images, expected):

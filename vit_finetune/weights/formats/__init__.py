@@ -25,13 +25,28 @@ from typing import Any
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
-from vit_finetune.weights.formats import hf_dinov2, hf_vit, timm, torchvision
+from vit_finetune.weights.formats import (
+    hf_clip,
+    hf_deit,
+    hf_dinov2,
+    hf_dinov2_with_registers,
+    hf_ijepa,
+    hf_siglip,
+    hf_vit,
+    timm,
+    torchvision,
+)
 from vit_finetune.weights.rules import Format
 
 _MODULES = (
     timm,
     hf_vit,
+    hf_deit,
+    hf_ijepa,
     hf_dinov2,
+    hf_dinov2_with_registers,
+    hf_clip,
+    hf_siglip,
     torchvision,
 )
 FORMATS: dict[str, Format] = {layout.name: layout for module in _MODULES for layout in module.FORMATS}
@@ -52,7 +67,7 @@ def detect_format(tensors: Mapping[str, Any]) -> str:
     """Return the name of the one format whose fingerprint the names carry.
 
     Args:
-        tensors: the file's tensors; only names are looked at.
+        tensors: the file's tensors; only names and shapes are looked at.
 
     Raises:
         RequestError: no format fits, or more than one does.

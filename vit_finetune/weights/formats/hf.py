@@ -124,8 +124,8 @@ def config_of(config: ViTConfig, *, model_type: str, architecture: str) -> dict[
     }
 
 
-def reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
-    """Return the forward pass of the class that a folder's `config.json` names, in transformers."""
+def opened(folder: Path) -> Any:
+    """Return the model of a folder, as the class that its `config.json` names, in transformers."""
     import transformers
 
     from vit_finetune.weights.readers import read_json
@@ -134,7 +134,12 @@ def reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
     model = getattr(transformers, name).from_pretrained(
         folder, local_files_only=True, attn_implementation="sdpa", dtype=torch.float32
     )
-    model.eval()
+    return model.eval()
+
+
+def reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
+    """Return the forward pass of a folder's model in transformers."""
+    model = opened(folder)
     output = "logits" if config.num_classes else "last_hidden_state"
     return lambda images: getattr(model(pixel_values=images), output)
 
