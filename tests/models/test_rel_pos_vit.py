@@ -168,12 +168,27 @@ def test_init__distribution_equals_timm():
 
 def test_compile_and_export__equal_eager():
     """One graph for a training step with per-sample noise, and an exported network for any batch size."""
-    check_compile_and_export("beit_base_patch16_224", drop_path_rate=0.5)
+    check_compile_and_export("beit_base_patch16_224", drop_path_rate=0.5, patch_drop_rate=0.25)
 
 
 def test_grad_checkpointing__same_gradients():
     """Recomputing blocks changes neither outputs nor gradients, with DropPath and element dropout on."""
-    check_grad_checkpointing("beit_base_patch16_224", drop_path_rate=0.5, pos_drop_rate=0.1)
+    check_grad_checkpointing("beit_base_patch16_224", drop_path_rate=0.5, patch_drop_rate=0.25, pos_drop_rate=0.1)
+
+
+@torch.no_grad()
+def test_patch_dropout__biases_stay_with_their_patches():
+    """Dropping patches leaves what attention sees of the others: a block gives what it gives of kept tokens alone."""
+    model = tiny("beit_base_patch16_224", depth=1, patch_drop_rate=0.5).train()
+    x, seeds = images(model.config, batch=3), torch.tensor([3, 4, 5])
+    tokens, positions = model.start(x, sample_seeds=seeds)
+    got = model.blocks[0](tokens, None, *positions[0])
+    kept = model.patch_drop.choose(torch.empty(3, 13, 1), seeds)
+    full, ((index,),) = model.eval().start(x)
+    for sample in range(3):
+        own = torch.cat([torch.zeros(1, dtype=torch.int64), kept[sample] + 1])
+        cut = index[:, own][:, :, own]
+        close(got[sample], model.blocks[0](full[sample : sample + 1, own], None, cut)[0])
 
 
 def test_noise__a_sample_seed_decides_alone():

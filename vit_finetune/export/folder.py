@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.common.preprocess import PreprocessSpec
-from vit_finetune.models import Backbone, NetworkConfig, ViTConfig, variant_config
+from vit_finetune.models import Backbone, NetworkConfig, RelPosViTConfig, ViTConfig, variant_config
 from vit_finetune.weights.metadata import embedded_metadata, settle_header
 
 WEIGHTS_NAME = "model.safetensors"
@@ -41,6 +41,8 @@ _NOT_IN_JSON = {
 }
 # `num_classes` stands beside `model_args` (see above); the other one acts before there are weights.
 _NOT_AN_ARGUMENT = ("num_classes", "weight_init")
+# Options of training that timm's class of the family lacks; without them the network evaluates the same.
+_UNKNOWN_TO_TIMM: dict[type[NetworkConfig], tuple[str, ...]] = {RelPosViTConfig: ("patch_drop_rate",)}
 # A norm named by a string has this epsilon in timm.
 _EPS_OF_NAMED_NORM = 1e-6
 
@@ -116,7 +118,8 @@ def timm_model_args(config: NetworkConfig, architecture: str) -> dict[str, Any]:
             f"({type(config).__name__}); name the architecture that it was made from"
         )
     values, theirs = config.to_mapping(), registered.to_mapping()
-    differing = [name for name in values if name not in _NOT_AN_ARGUMENT and values[name] != theirs[name]]
+    unknown = _UNKNOWN_TO_TIMM.get(type(config), ())
+    differing = [name for name in values if name not in (*_NOT_AN_ARGUMENT, *unknown) and values[name] != theirs[name]]
     problems = [f"{name} ({_NOT_IN_JSON[name]})" for name in differing if name in _NOT_IN_JSON]
     if "norm_layer" in differing and not isinstance(config, ViTConfig):
         problems.append("norm_layer (timm takes a Python class for it)")

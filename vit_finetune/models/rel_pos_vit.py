@@ -5,7 +5,8 @@ which no name that timm registers uses.
 
 Reading order: `layers.py`, `backbone.py`, `scaled_blocks.py`, here.
 Sources: BEiT (arXiv 2106.08254), BEiT v2 (2208.06366); layout of timm 1.0.
-Legend: B batch, C channels, H W image, gh gw patch grid, N tokens incl. class, D width, nh heads, T rows of a table.
+Legend: B batch, S B or 1, C channels, H W image, gh gw patch grid, N tokens incl. class, D width, nh heads, T rows of
+a table.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from vit_finetune.models.attention import merge_heads, softmax_map, split_heads
 from vit_finetune.models.backbone import Backbone, Blocks
 from vit_finetune.models.layers import ACTIVATIONS, Mlp, PatchEmbed, attend
 from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.noise import PatchDropout
 from vit_finetune.models.parts import build_norm
 from vit_finetune.models.scaled_blocks import PlacedAttention, ScaledBlock, init_scaled_weights
 
@@ -52,6 +54,7 @@ class RelPosViTConfig(NetworkConfig):
         norm_eps: epsilon of every norm.
         drop_rate: dropout before the head, in [0, 1), like all rates.
         pos_drop_rate: dropout of the tokens that the first block sees.
+        patch_drop_rate: share of patches left out in training, the same number for each image; timm's BEiT has none.
         proj_drop_rate: dropout in MLPs and after attention's output projection.
         attn_drop_rate: dropout of attention weights.
         drop_path_rate: stochastic depth of the last block; earlier ones rise linearly from 0.
@@ -76,6 +79,7 @@ class RelPosViTConfig(NetworkConfig):
     norm_eps: float = 1e-6
     drop_rate: float = 0.0
     pos_drop_rate: float = 0.0
+    patch_drop_rate: float = 0.0
     proj_drop_rate: float = 0.0
     attn_drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -151,17 +155,17 @@ class RelPosAttention(PlacedAttention):
         return split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def _bias(self, positions: Tensor | None) -> Tensor | None:
-        """Return what is added to the scores, [1, nh, N, N]."""
+        """Return what is added to the scores, [S, nh, N, N]."""
         if positions is None:
             return None
-        return rearrange(self.relative_position_bias_table[positions], "q k nh -> 1 nh q k")
+        return rearrange(self.relative_position_bias_table[positions], "s q k nh -> s nh q k")
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
         """Return tokens [B, N, D].
 
         Args:
             x: tokens [B, N, D].
-            positions: rows of the bias table [N, N], from `distance_index`; None for no bias.
+            positions: rows of the bias table [S, N, N], from `distance_index`; None for no bias.
         """
         q, k, v = self._heads(x)
         dropout = self.attn_drop_rate if self.training else 0.0
@@ -205,6 +209,7 @@ class RelPosViT(Backbone):
         )
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_drop = nn.Dropout(config.pos_drop_rate)
+        self.patch_drop = PatchDropout(config.patch_drop_rate, num_prefix_tokens=1)
         self.blocks = Blocks(build_rel_pos_block(config, index) for index in range(config.depth))
         self.norm = build_norm(config, dim, wanted=not config.norm_after_pool)
         self.fc_norm = build_norm(config, dim, wanted=config.norm_after_pool)
@@ -221,12 +226,18 @@ class RelPosViT(Backbone):
             sample_seeds: int64 [B], see `forward`.
 
         Returns:
-            Tokens [B, N, D], the class token first; for each block the same int64 [N, N].
+            Tokens [B, N, D], the class token first; for each block the same int64 [S, N, N].
         """
         grid = self.patch_embed.grid_of(x)
         self.check_seeds(x, sample_seeds)
-        tokens = torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], dim=1)
-        return self.pos_drop(tokens), [(distance_index(grid, x.device),)] * len(self.blocks)
+        tokens = self.pos_drop(torch.cat([self.cls_token.expand(x.shape[0], -1, -1), self.patch_embed(x)], dim=1))
+        index = distance_index(grid, x.device)[None]
+        kept = self.patch_drop.choose(tokens, sample_seeds)
+        if kept is not None:
+            tokens = self.patch_drop.keep(tokens, kept)
+            own = nn.functional.pad(kept + 1, (1, 0))  # the class token stays
+            index = index[0][own[:, :, None], own[:, None, :]]
+        return tokens, [(index,)] * len(self.blocks)
 
     def pool(self, x: Tensor) -> Tensor:
         """Return one vector [B, D] per image of tokens [B, N, D]; all of them where `global_pool` is ""."""
