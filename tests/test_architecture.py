@@ -74,7 +74,7 @@ MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a run
 MAX_SCRIPT_LINES = 60
 
-VERBS = {"train", "evaluate", "predict", "inspect", "models"}  # a verb joins with its issue, whole
+VERBS = {"train", "evaluate", "predict", "inspect", "convert", "models"}  # a verb joins with its issue, whole
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

@@ -133,7 +133,7 @@ def test_models__lists_and_summarises(say: Any) -> None:
 
 def test_help__every_verb_has_an_example(say: Any) -> None:
     """`--help` of every verb shows a command that somebody can type."""
-    for verb in ("train", "evaluate", "predict", "inspect", "models"):
+    for verb in ("train", "evaluate", "predict", "inspect", "convert", "models"):
         said = say(verb, "--help")
         assert said.code == 0
         assert f"Example: vit-finetune {verb}" in " ".join(said.out.split())

@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vit_finetune.common.errors import RequestError, WorkError
+    from vit_finetune.common.errors import NotRepresentable, RequestError, WorkError
     from vit_finetune.common.preprocess import PreprocessSpec
     from vit_finetune.config import Config
     from vit_finetune.data import load_splits, write_demo_digits
@@ -28,14 +28,25 @@ if TYPE_CHECKING:
         replace_head,
     )
     from vit_finetune.predict import Predictor, evaluate
-    from vit_finetune.weights import LoadReport, detect_format, from_pretrained, inspect_checkpoint, load_pretrained
+    from vit_finetune.weights import (
+        ConversionReport,
+        LoadReport,
+        convert_checkpoint,
+        convert_state_dict,
+        detect_format,
+        from_pretrained,
+        inspect_checkpoint,
+        load_pretrained,
+    )
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Config",
+    "ConversionReport",
     "EvalResult",
     "LoadReport",
+    "NotRepresentable",
     "Predictions",
     "Predictor",
     "PreprocessSpec",
@@ -45,6 +56,8 @@ __all__ = [
     "VisionTransformer",
     "WorkError",
     "attention_maps",
+    "convert_checkpoint",
+    "convert_state_dict",
     "create_model",
     "detect_format",
     "evaluate",
@@ -61,7 +74,7 @@ __all__ = [
 
 # The room that each public name lives in; the imports above say the same to type checkers, and a test compares them.
 _ROOMS = {
-    "common.errors": ("RequestError", "WorkError"),
+    "common.errors": ("NotRepresentable", "RequestError", "WorkError"),
     "common.preprocess": ("PreprocessSpec",),
     "config": ("Config",),
     "data": ("load_splits", "write_demo_digits"),
@@ -70,7 +83,16 @@ _ROOMS = {
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
     "predict": ("Predictor", "evaluate"),
-    "weights": ("LoadReport", "detect_format", "from_pretrained", "inspect_checkpoint", "load_pretrained"),
+    "weights": (
+        "ConversionReport",
+        "LoadReport",
+        "convert_checkpoint",
+        "convert_state_dict",
+        "detect_format",
+        "from_pretrained",
+        "inspect_checkpoint",
+        "load_pretrained",
+    ),
 }
 _ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names}
 
