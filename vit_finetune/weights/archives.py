@@ -36,18 +36,19 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(names) > MAX_MEMBERS:
-                raise RequestError(f"{path} has {len(names)} members; weight files have at most {MAX_MEMBERS}")
-            if len(set(names)) < len(names):
-                twice = next(name for name in names if names.count(name) > 1)
-                raise RequestError(f"{path} has {twice} more than once; which one counts can't be told")
+            _check_names(archive.namelist(), path)
             yield archive
     except RequestError:
         raise
     except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, ValueError, NotImplementedError) as error:
         raise _damaged(path, error) from error
-    except (RuntimeError, struct.error, KeyError, IndexError, OverflowError) as error:  # encrypted, or cut in its headers
+    except (
+        RuntimeError,
+        struct.error,
+        KeyError,
+        IndexError,
+        OverflowError,
+    ) as error:  # encrypted, or cut in its headers
         raise _damaged(path, error) from error
 
 
@@ -67,7 +68,7 @@ def member_bytes(archive: zipfile.ZipFile, name: str, path: Path) -> Bytes:
     if info.compress_type != zipfile.ZIP_STORED:
         if info.file_size > max(_FREE_SIZE, _MAX_RATIO * size):
             raise RequestError(
-                f"{path}: {name} would unpack to {info.file_size:,} bytes from a file of {size:,}; that is no weight file"
+                f"{path}: {name} would unpack to {info.file_size:,} bytes from a file of {size:,}, as no weights do"
             )
         try:
             return np.frombuffer(bytearray(archive.read(info)), dtype=np.uint8)
@@ -83,6 +84,14 @@ def member_bytes(archive: zipfile.ZipFile, name: str, path: Path) -> Bytes:
         raise RequestError(f"{path} is damaged or cut off at {name}; copy or download it again")
     # Private to this process: writing to a tensor changes no file.
     return np.memmap(path, dtype=np.uint8, mode="c", offset=start, shape=(info.file_size,))
+
+
+def _check_names(names: list[str], path: Path) -> None:
+    if len(names) > MAX_MEMBERS:
+        raise RequestError(f"{path} has {len(names)} members; weight files have at most {MAX_MEMBERS}")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise RequestError(f"{path} has {twice} more than once; which one counts can't be told")
 
 
 def _damaged(path: Path, error: Exception) -> RequestError:

@@ -14,7 +14,7 @@ from typing import Any
 from vit_finetune.common.errors import RequestError
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.metadata import read_embedded
-from vit_finetune.weights.readers import SUFFIXES, FileContent, read_file, read_json, read_shards
+from vit_finetune.weights.readers import SUFFIXES, FileContent, read_file, read_json, read_shards, split_part
 from vit_finetune.weights.sidecars import Sidecar, read_config, read_preprocessor
 
 WEIGHT_NAMES = (
@@ -30,14 +30,18 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 def read_path(path: Path) -> Checkpoint:
     """Read a weight file or a model folder.
 
+    Args:
+        path: of either; `file.pth:teacher` is one of several networks in a file.
+
     Raises:
         RequestError: nothing is there, or it is not what it should be.
     """
+    path, part = split_part(path)
     if path.is_dir():
         return read_folder(path)
     if not path.exists():
         raise RequestError(f"there is no file or folder {path}")
-    return from_content(read_file(path), str(path))
+    return from_content(read_file(path, part), str(path) if part is None else f"{path}:{part}")
 
 
 def weights_in(folder: Path) -> Path:

@@ -22,7 +22,7 @@ from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion import Converted, converted_from
 from vit_finetune.weights.folder import read_path, weights_in
 from vit_finetune.weights.formats import detect_format
-from vit_finetune.weights.readers import read_json
+from vit_finetune.weights.readers import read_json, split_part
 
 # What shapes and names tell of a network: first its size, then its parts.
 _SIZES = ("embed_dim", "depth", "patch_size")
@@ -149,6 +149,7 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
 
 def _weight_files(path: Path) -> list[Path]:
     """Return the files that hold the weights: one, or the shards that an index lists."""
+    path, _ = split_part(path)
     weights = weights_in(path) if path.is_dir() else path
     if weights.suffix != ".json":
         return [weights]

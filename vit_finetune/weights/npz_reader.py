@@ -40,7 +40,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
         if others := [name for name in members if not name.endswith(_SUFFIX)]:
             raise RequestError(f"{path} holds {others[0]}, which is no array; is it an .npz file of numpy's?")
         return {
-            name.removesuffix(_SUFFIX): _tensor(member_bytes(archive, name, path), f"{path}: {name}") for name in members
+            name.removesuffix(_SUFFIX): _tensor(member_bytes(archive, name, path), f"{path}: {name}")
+            for name in members
         }
 
 
@@ -54,9 +55,11 @@ def _tensor(data: Bytes, where: str) -> Tensor:
         raise RequestError(f"{where} holds {dtype}, which are no weights")
     if math.prod(shape) * dtype.itemsize != data.size - start:
         raise RequestError(
-            f"{where} is damaged or cut off: {list(shape)} values of {dtype.itemsize} bytes don't fill {data.size - start}"
+            f"{where} is damaged or cut off: {list(shape)} of {dtype} don't fill {data.size - start} bytes"
         )
-    values = data[start:].view("<i2" if is_bfloat16 else dtype).reshape(shape, order="F" if column_order else "C")
+    values: np.ndarray[Any, Any] = (
+        data[start:].view("<i2" if is_bfloat16 else dtype).reshape(shape, order="F" if column_order else "C")
+    )
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
     try:

@@ -1,8 +1,9 @@
 """Reading weight files without ever running what is inside them.
 
-`.safetensors` is data only. `.pth`, `.pt` and `.bin` are pickles: they go through torch's restricted unpickler, which
-builds tensors and plain containers and refuses everything else. Both are memory-mapped where the file allows it, so
-that reading costs nothing until a tensor is used. This module doesn't know what the tensors mean.
+`.safetensors`, `.npz` and `.onnx` are data only. `.pth`, `.pt` and `.bin` are pickles: they go through torch's
+restricted unpickler, which builds tensors and plain containers and refuses everything else; TorchScript archives have a
+reader of their own. Files are memory-mapped where they allow it, so that reading costs nothing until a tensor is used.
+This module doesn't know what the tensors mean.
 
 Sources: the safetensors format (https://huggingface.co/docs/safetensors); `torch.load(weights_only=True)`.
 """
@@ -24,11 +25,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.weights.npz_reader import read_npz
+from vit_finetune.weights.onnx_reader import read_onnx
+from vit_finetune.weights.torchscript_reader import is_torchscript, read_torchscript
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+SUFFIXES = (".safetensors", *PICKLE_SUFFIXES, ".npz", ".onnx")
 # Averaged weights first, as timm loads them: they are what the training run was evaluated with.
 WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "module")
+# Two networks of one training, the one that its authors evaluate first; which one is meant is for the user to say.
+PAIRS = (("teacher", "student"), ("target_encoder", "encoder"))
 PREFIXES = ("module.", "_orig_mod.")
 _MAX_HEADER = 100_000_000  # bytes; the limit of the safetensors format itself
 
@@ -48,11 +54,18 @@ class FileContent:
     notes: tuple[str, ...] = ()
 
 
-def read_file(path: Path) -> FileContent:
+def split_part(path: Path) -> tuple[Path, str | None]:
+    """Split `file.pth:teacher` into the file and the part of it that is meant, None where none is named."""
+    file, colon, part = str(path).rpartition(":")
+    return (path, None) if path.exists() or not colon or not part.isidentifier() else (Path(file), part)
+
+
+def read_file(path: Path, part: str | None = None) -> FileContent:
     """Read one weight file.
 
     Args:
-        path: a `.safetensors`, `.pth`, `.pt` or `.bin` file.
+        path: a `.safetensors`, `.pth`, `.pt`, `.bin`, `.npz` or `.onnx` file.
+        part: the network that is meant, where a pickle holds several, such as "teacher".
 
     Raises:
         RequestError: the file is missing, damaged, of another kind, or holds more than weights.
@@ -63,11 +76,20 @@ def read_file(path: Path) -> FileContent:
         raise RequestError(f"{path} is not a weight file that can be read; allowed endings: {', '.join(SUFFIXES)}")
     if not os.access(path, os.R_OK):
         raise RequestError(f"{path} may not be read by this user; change its permissions")
+    if part is not None and path.suffix not in PICKLE_SUFFIXES:
+        raise RequestError(f"{path} holds one network; leave out :{part}")
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
         tensors, notes = strip_prefixes(tensors)
         return FileContent(tensors, metadata, notes)
-    tensors, notes = unwrap(_read_pickle(path), str(path))
+    if path.suffix == ".npz":
+        return FileContent(read_npz(path))
+    if path.suffix == ".onnx":
+        return FileContent(read_onnx(path))
+    if is_torchscript(path):
+        tensors, notes = unwrap(read_torchscript(path), str(path), part)
+        return FileContent(tensors, notes=("read a TorchScript archive without running its code", *notes))
+    tensors, notes = unwrap(_read_pickle(path), str(path), part)
     return FileContent(tensors, notes=notes)
 
 
@@ -183,22 +205,28 @@ def _read_pickle(path: Path) -> Any:
         ) from error
 
 
-def unwrap(value: object, where: str) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def unwrap(value: object, where: str, part: str | None = None) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     """Find the state dict in what a training script saved, and strip wrapper prefixes.
 
     Args:
         value: what the file held.
         where: the source in words.
+        part: the key that is meant, where there are several networks.
 
     Returns:
         Name to tensor, and notes on every choice made.
 
     Raises:
-        RequestError: there is no state dict in it.
+        RequestError: there is no state dict in it, or there are two and nothing says which one is meant.
     """
     notes: list[str] = []
+    if part is not None:
+        if not isinstance(value, Mapping) or not isinstance(value.get(part), Mapping):
+            raise RequestError(f"{where} has no part {part!r}{_keys_of(value)}")
+        notes.append(f"took {part!r} out of the file, as asked")
+        value = value[part]
     while isinstance(value, Mapping) and not _is_state_dict(value):
-        found = [key for key in WRAPPERS if isinstance(value.get(key), Mapping) and value[key]]
+        found = [key for key in _candidates(value, where) if isinstance(value.get(key), Mapping) and value[key]]
         if not found:
             break
         others = sorted(str(key) for key in value if key != found[0])
@@ -216,6 +244,21 @@ def unwrap(value: object, where: str) -> tuple[dict[str, Tensor], tuple[str, ...
         )
     tensors, more = strip_prefixes(value)
     return tensors, (*notes, *more)
+
+
+def _candidates(value: Mapping[Any, Any], where: str) -> tuple[str, ...]:
+    """Return the keys that may hold the network, the best first; ask where two have equal rights."""
+    for first, second in PAIRS:
+        if {first, second} <= value.keys():
+            raise RequestError(
+                f"{where} holds two networks, {first!r} and {second!r}: say which one, as FILE:{first} (which is "
+                f"evaluated) or FILE:{second}; of a mapping, pass that part"
+            )
+    return (*WRAPPERS, *(key for pair in PAIRS for key in pair))
+
+
+def _keys_of(value: object) -> str:
+    return f"; its keys are {', '.join(sorted(map(str, value))[:8])}" if isinstance(value, Mapping) else ""
 
 
 def strip_prefixes(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -20,7 +20,7 @@ from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.folder import from_content, read_folder, read_path
 from vit_finetune.weights.hub import fetch_folder
 from vit_finetune.weights.onnx_reader import read_onnx
-from vit_finetune.weights.readers import read_file, unwrap
+from vit_finetune.weights.readers import read_file, split_part, unwrap
 from vit_finetune.weights.sidecars import read_timm_config
 
 Source = str | Path | Mapping[str, Tensor]
@@ -37,8 +37,9 @@ def read_source(source: Source) -> Checkpoint:
     """Read weights and all that is known about them.
 
     Args:
-        source: a `.safetensors`, `.pth`, `.pt` or `.bin` file, a model folder, "hf-hub:owner/name[@revision]",
-            "timm:name.tag", "demo" (the quickstart's weights), or a mapping of names to tensors.
+        source: a `.safetensors`, `.pth`, `.pt`, `.bin`, `.npz` or `.onnx` file, a model folder, "timm:name.tag",
+            "hf-hub:owner/name[@revision]", "demo" (the quickstart's weights), or a mapping of names to tensors.
+            Of several networks in one file, "FILE:teacher" is one.
 
     Raises:
         RequestError: the source doesn't exist or is not what it should be.
@@ -55,7 +56,7 @@ def read_source(source: Source) -> Checkpoint:
     if text.startswith(TIMM_PREFIX):
         return _read_timm(text.removeprefix(TIMM_PREFIX))
     path = Path(source).expanduser()
-    if not path.exists():
+    if not split_part(path)[0].exists():
         raise RequestError(
             f"there is no file or folder {text}; a source is a path, {HUB_PREFIX}owner/name, {TIMM_PREFIX}name.tag "
             f"or {DEMO}"

@@ -26,6 +26,7 @@ from typing import Any
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.weights.formats import (
+    facebook,
     hf_clip,
     hf_deit,
     hf_dinov2,
@@ -33,6 +34,8 @@ from vit_finetune.weights.formats import (
     hf_ijepa,
     hf_siglip,
     hf_vit,
+    jax,
+    open_clip,
     timm,
     torchvision,
 )
@@ -48,6 +51,9 @@ _MODULES = (
     hf_clip,
     hf_siglip,
     torchvision,
+    open_clip,
+    facebook,
+    jax,
 )
 FORMATS: dict[str, Format] = {layout.name: layout for module in _MODULES for layout in module.FORMATS}
 

@@ -51,7 +51,7 @@ TIMM = Format(
     name="timm",
     library="timm",
     present=("patch_embed.proj.weight",),
-    absent=(*KIN, ".backbone.patch_embed.", ".head.mlp.", ".head.last_layer.", ".trunk."),
+    absent=(*KIN, ".backbone.patch_embed.", ".head.mlp.", ".head.last_layer.", ".trunk.", ".proj_q."),
     holds=dict.fromkeys(_OPTIONS, ()),
     reference=_reference,
 )
