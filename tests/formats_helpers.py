@@ -10,6 +10,7 @@ it strictly, compares both networks in float64, and goes back. Provide:
 - `forward(reference, images)`: its logits or tokens; `compare` says which, and with which of ours.
 - `hints`: `ViTConfig` fields that neither weights nor configuration tell, as a user would give them.
 - `tolerance`: the largest absolute difference in float64. Say in a comment why where it is above 1e-10.
+- `detected`: whether the file tells its format; where not, several fit, and `format` has to be named.
 - `back`: "bitwise" where the way back must give the file again, "functional" where it gives a file of the same
   function, "refused" where it must raise `NotRepresentable`, "one-way" where the format is only read.
 """
@@ -44,6 +45,7 @@ class Case:
     hints: dict[str, Any] = field(default_factory=dict)
     img_size: tuple[int, int] = (32, 32)
     tolerance: float = 1e-10
+    detected: bool = True
     back: Literal["bitwise", "functional", "refused", "one-way"] = "bitwise"
 
 

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.models.network_config import PAIRS
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,6 +45,7 @@ def infer_fields(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dic
         )
     found: dict[str, Any] = {"depth": depth}
     found |= {**_embedding(tensors), **_block(tensors), **_ending(tensors), **known}
+    found |= {name: (found[name], found[name]) for name in PAIRS if isinstance(found.get(name), int)}
     found |= {**_grid(tensors, found), **_head_width(tensors, found)}
     after_pool = "fc_norm.weight" in tensors
     if found["final_norm"] and "fc_norm" not in found and after_pool != (found.get("global_pool") == "avg"):
@@ -79,8 +81,7 @@ def _grid(tensors: Mapping[str, Tensor], found: Mapping[str, Any]) -> dict[str, 
     prefix = found["class_token"] + found["reg_tokens"] + found["distilled"]
     patch = found["patch_size"]
     if "img_size" in found:
-        size = found["img_size"]
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = found["img_size"]
         patches = (height // patch[0]) * (width // patch[1])
         if rows not in {patches, patches + prefix}:
             raise RequestError(

@@ -120,6 +120,7 @@ class Format:
         library: what writes and reads it, for people.
         present: name endings that are in every such file; `a|b` is one of two.
         absent: name parts that are in none, which tell it from its kin.
+        dims: name endings to the number of axes that such tensors have, where names alone don't tell it from its kin.
         rules: one per kind of tensor; empty means that the names are ours already.
         aliases: other spellings of names (of other versions, in memory), each with the spelling that rules use.
         stacked: (spelling with all blocks in one tensor, spelling of one block) where a file may hold layers stacked.
@@ -150,6 +151,7 @@ class Format:
     library: str = ""
     present: tuple[str, ...]
     absent: tuple[str, ...] = ()
+    dims: Mapping[str, int] = field(default_factory=dict)
     rules: tuple[Rule, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     stacked: tuple[str, str] | None = None
@@ -173,12 +175,19 @@ class Format:
     reference: Callable[[Path, ViTConfig], Callable[[Tensor], Tensor]] | None = None
     pos_embed: str = "bicubic"
 
-    def matches(self, names: Mapping[str, Any]) -> bool:
-        """Say whether the names carry this format's fingerprint, and no other's."""
-        dotted = [f".{name.replace('/', '.')}" for name in names]
+    def matches(self, tensors: Mapping[str, Any]) -> bool:
+        """Say whether names (and numbers of axes) carry this format's fingerprint, and no other's."""
+        dotted = {f".{name.replace('/', '.')}": tensor for name, tensor in tensors.items()}
         groups = [tuple(f".{ending}" for ending in endings.split("|")) for endings in self.present]
         has_all = all(any(name.endswith(endings) for name in dotted) for endings in groups)
-        return has_all and not any(part in name for part in self.absent for name in dotted)
+        has_none = not any(part in name for part in self.absent for name in dotted)
+        has_axes = all(
+            len(tensor.shape) == axes
+            for ending, axes in self.dims.items()
+            for name, tensor in dotted.items()
+            if name.endswith(f".{ending}")
+        )
+        return has_all and has_none and has_axes
 
     def allowed(self, name: str) -> tuple[Any, ...]:
         """Return the values of a structural field that this format expresses; () is any."""
