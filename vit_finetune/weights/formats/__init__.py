@@ -26,6 +26,8 @@ from typing import Any
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.weights.formats import (
+    aitech,
+    block_notebook,
     facebook,
     hf_clip,
     hf_deit,
@@ -35,9 +37,14 @@ from vit_finetune.weights.formats import (
     hf_siglip,
     hf_vit,
     jax,
+    jeonsworld,
+    mmpretrain,
     open_clip,
+    simple_vit,
     timm,
     torchvision,
+    vit_pytorch,
+    zuppichini,
 )
 from vit_finetune.weights.rules import Format
 
@@ -54,6 +61,13 @@ _MODULES = (
     open_clip,
     facebook,
     jax,
+    vit_pytorch,
+    simple_vit,
+    zuppichini,
+    aitech,
+    jeonsworld,
+    mmpretrain,
+    block_notebook,
 )
 FORMATS: dict[str, Format] = {layout.name: layout for module in _MODULES for layout in module.FORMATS}
 
