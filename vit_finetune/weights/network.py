@@ -14,6 +14,7 @@ from vit_finetune.weights.rules import Format, fill, template, two_sides
 
 # What leaves no trace in names and shapes, with values that change neither.
 _TRACELESS = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu"}
+_ESSENTIAL = ("patch_embed.proj.weight", "pos_embed")
 _LISTED = 8
 
 
@@ -34,7 +35,7 @@ def network_of(plan: Plan, layout: Format, *, stated: ViTConfig | None, names_on
     config = (
         stated.updated({"num_classes": classes})
         if stated
-        else _told(plan, names_only).updated({"num_classes": classes})
+        else _told(plan, layout, names_only=names_only).updated({"num_classes": classes})
     )
     with torch.device("meta"):
         wanted = VisionTransformer(config.updated({"weight_init": "skip"})).state_dict()
@@ -42,17 +43,24 @@ def network_of(plan: Plan, layout: Format, *, stated: ViTConfig | None, names_on
     return config
 
 
-def _told(plan: Plan, names_only: bool) -> ViTConfig:
+def _told(plan: Plan, layout: Format, *, names_only: bool) -> ViTConfig:
     known = {**(_TRACELESS if names_only else {}), **plan.fields}
     if names_only and "cls_token" in plan.tensors and not {"fc_norm.weight", "attn_pool.latent"} & plan.tensors.keys():
         known.setdefault("global_pool", "token")
     known.pop("num_classes", None)
+    if missing := [name for name in _ESSENTIAL if name not in plan.tensors]:
+        raise RequestError(
+            f"the {layout.name} tensors lack {', '.join(_in_their_words(n, plan, layout) for n in missing)}"
+        )
     try:
         return ViTConfig.from_state_dict({name: value.meta for name, value in plan.tensors.items()}, known=known)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        if isinstance(error, RequestError):
-            raise
-        raise RequestError(f"the weights are no whole network: {error} is missing or has a wrong shape") from error
+    except RequestError:
+        raise
+    except KeyError as error:
+        name = _in_their_words(f"blocks.0.{error.args[0]}", plan, layout)
+        raise RequestError(f"the {layout.name} tensors lack {name}") from error
+    except (IndexError, ValueError, ZeroDivisionError) as error:
+        raise RequestError(f"the {layout.name} tensors have shapes that no network has ({error})") from error
 
 
 def _compare(tensors: Mapping[str, Lazy], wanted: Mapping[str, tuple[int, ...]], plan: Plan, layout: Format) -> None:
