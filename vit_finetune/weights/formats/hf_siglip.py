@@ -3,10 +3,10 @@
 `SiglipVisionModel` pools with attention, or not at all (`vision_use_head`); `SiglipModel` holds it beside a text tower.
 `SiglipForImageClassification` takes the mean of the normed patches and never uses the pooling that its file has.
 SigLIP 2 has these classes at fixed sizes. Its NaFlex models have the same names and a patch embedding for any number of
-patches, which is another network.
+patches, which is another network (`hf_others.py`).
 
-Source: transformers 5 `models/siglip/modeling_siglip.py`, `models/siglip2/modeling_siglip2.py`. Verified against the
-library in both directions, bitwise. Activation is the tanh form of GELU, unlike in timm's older SigLIP names.
+Source: transformers 5 `models/siglip/modeling_siglip.py`. Verified against the library in both directions, bitwise.
+Activation is the tanh form of GELU, unlike in timm's older SigLIP names.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from vit_finetune.common.errors import NotRepresentable
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.formats.hf import reference
 from vit_finetune.weights.formats.hf_clip import (
@@ -31,6 +30,7 @@ from vit_finetune.weights.rules import Format, Rule
 _DEFAULTS = {"num_attention_heads": 12, "layer_norm_eps": 1e-6, "hidden_act": "gelu_pytorch_tanh"}
 _PATCHES = "embeddings.patch_embedding.weight"
 _POSITIONS = "embeddings.position_embedding.weight"
+_KERNELS = {_PATCHES: 4}  # which NaFlex has as a matrix
 _POOLING_RULES = (
     Rule("head.probe", "attn_pool.latent"),
     Rule("head.attention.in_proj_{kind}", ("attn_pool.q.{kind}", "attn_pool.kv.{kind}"), shares=(1, 2)),
@@ -43,23 +43,8 @@ _NORM_RULE = Rule("post_layernorm.{kind}", "norm.{kind}")
 _HOLDS: dict[str, tuple[Any, ...]] = {"norm_eps": (), "act_layer": (), "class_token": (False,)}
 
 
-def _refuse_naflex(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    if len(shapes.get(_PATCHES, ())) == 2:
-        raise NotRepresentable(
-            f"{_PATCHES} is a matrix over the pixels of a patch: this is SigLIP 2 NaFlex, which takes any number of "
-            "patches and resizes its positions for each picture; no plain ViT does. Take one of SigLIP 2's models of a "
-            "fixed size, such as google/siglip2-base-patch16-224"
-        )
-
-
 def _told(shapes: Mapping[str, tuple[int, ...]], fields: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - as all
-    _refuse_naflex(shapes)
     return {"global_pool": "map" if "head.probe" in shapes else ""}
-
-
-def _classifier_told(shapes: Mapping[str, tuple[int, ...]], fields: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001
-    _refuse_naflex(shapes)
-    return {}
 
 
 def _config_from(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -86,6 +71,7 @@ HF_SIGLIP = Format(
     library="transformers",
     present=(_PATCHES, "embeddings.patch_embedding.bias", _POSITIONS, "post_layernorm.weight"),
     absent=(".class_embedding", ".classifier."),
+    dims=_KERNELS,
     prefixes=("vision_model.",),
     # As version 4 writes it and both versions read it; version 5 leaves it out.
     prefix=lambda config: "vision_model.",  # noqa: ARG005 - one signature for all formats
@@ -110,13 +96,13 @@ HF_SIGLIP_CLASSIFIER = Format(
     library="transformers",
     present=(_PATCHES, "embeddings.patch_embedding.bias", _POSITIONS, "classifier.weight"),
     absent=(".class_embedding",),
+    dims=_KERNELS,
     prefixes=("vision_model.",),
     prefix=lambda config: "vision_model.",  # noqa: ARG005 - one signature for all formats
     rules=(*TOWER_RULES, _NORM_RULE, Rule("/classifier.{kind}", "head.{kind}")),
     drop=POSITION_IDS,
     aside={"head.{rest}": "pooling by attention, which this classifier doesn't use"},
     holds={**_HOLDS, "global_pool": ("avg",), "fc_norm": (False,)},
-    told=_classifier_told,
     check=check_classifier,
     config_from=_config_from,
     config_to=_classifier_config_to,
