@@ -26,13 +26,14 @@ from vit_finetune.common.files import write_json
 from vit_finetune.weights.lazy import Lazy
 from vit_finetune.weights.network import refuse_not_finite
 
+# In the library's own order, in which it lays tensors out: the largest types first, so that every tensor is aligned.
 _SAFETENSORS_NAMES = {
+    torch.int64: "I64",
     torch.float64: "F64",
     torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
     torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
     torch.int16: "I16",
     torch.int8: "I8",
     torch.uint8: "U8",
@@ -80,14 +81,15 @@ def write_tensors(
 
 def write_safetensors(path: Path, tensors: Mapping[str, Lazy], *, metadata: Mapping[str, str]) -> dict[str, str]:
     """Write one safetensors file; arguments, result and errors as for `write_tensors`."""
-    # The library's own order: largest type first, so that every tensor is aligned; then by name.
-    names = sorted(tensors, key=lambda name: (-tensors[name].meta.element_size(), name))
+    for name, value in tensors.items():
+        if value.meta.dtype not in _SAFETENSORS_NAMES:
+            raise RequestError(f"{name} is of the type {value.meta.dtype}, which safetensors files don't hold here")
+    ranks = list(_SAFETENSORS_NAMES)
+    names = sorted(tensors, key=lambda name: (ranks.index(tensors[name].meta.dtype), name))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     position = 0
     for name in names:
         meta, size = tensors[name].meta, _size(tensors[name])
-        if meta.dtype not in _SAFETENSORS_NAMES:
-            raise RequestError(f"{name} is of the type {meta.dtype}, which safetensors files don't hold here")
         header[name] = {
             "dtype": _SAFETENSORS_NAMES[meta.dtype],
             "shape": list(meta.shape),
@@ -139,7 +141,9 @@ def _write_pickle(path: Path, tensors: Mapping[str, Lazy]) -> dict[str, str]:
 def _mapped(path: Path, offset: int, lazy: Lazy) -> Tensor:
     """Return a tensor of its own storage whose memory is a part of a file."""
     size = _size(lazy)
-    data = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(size,)) if size else np.empty(0, np.uint8)
+    if not size:
+        return torch.empty(lazy.shape, dtype=lazy.meta.dtype)
+    data = np.memmap(path, dtype=np.uint8, mode="c", offset=offset, shape=(size,))
     return torch.from_numpy(data).view(lazy.meta.dtype).reshape(lazy.shape)
 
 
