@@ -67,9 +67,10 @@ class ReferenceViT(nn.Module):
         x = self.patch_embed.proj(images).flatten(2).transpose(1, 2)
         token = self.cls_token.expand(len(x), -1, -1)
         if self.table:  # positions for the class token too
-            x = torch.cat([token, x], 1) + self.pos_embed
-        else:
-            x = torch.cat([token, x + self.pos_embed], 1)
+            x = torch.cat([token, x], 1)
+        x = x + self.pos_embed
+        if not self.table:
+            x = torch.cat([token, x], 1)
         if hasattr(self, "register_tokens"):
             x = torch.cat([x[:, :1], self.register_tokens.expand(len(x), -1, -1), x[:, 1:]], 1)
         for block in self.in_order():

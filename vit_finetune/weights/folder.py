@@ -1,4 +1,4 @@
-"""Reading a model folder: timm's hub layout, transformers' layout, or weights alone.
+"""Reading a model folder: timm's hub layout, transformers' layout, open_clip's layout, or weights alone.
 
 The weights are the first of `model.safetensors`, its sharded index, `pytorch_model.bin`, its sharded index; a folder
 with exactly one other weight file is read too. The folder's `config.json` wins over what the file says about itself.
@@ -22,8 +22,11 @@ WEIGHT_NAMES = (
     "model.safetensors.index.json",
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
 )
 CONFIG_NAME = "config.json"
+OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 
 
@@ -75,8 +78,9 @@ def read_folder(folder: Path) -> Checkpoint:
     content = read_shards(weights) if weights.suffix == ".json" else read_file(weights)
     checkpoint = from_content(content, str(folder))
     sidecar = Sidecar()
-    if (folder / CONFIG_NAME).is_file():
-        sidecar = read_config(read_json(folder / CONFIG_NAME), str(folder / CONFIG_NAME))
+    config = folder / (OPEN_CLIP_CONFIG_NAME if weights.name.startswith("open_clip_") else CONFIG_NAME)
+    if config.is_file():
+        sidecar = read_config(read_json(config), str(config))
     preprocess = sidecar.preprocess
     if preprocess is None and (folder / PREPROCESSOR_NAME).is_file():
         preprocess = read_preprocessor(read_json(folder / PREPROCESSOR_NAME), str(folder / PREPROCESSOR_NAME))

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from vit_finetune.common.errors import RequestError, WorkError
-from vit_finetune.weights.folder import CONFIG_NAME, PREPROCESSOR_NAME, WEIGHT_NAMES
+from vit_finetune.weights.folder import CONFIG_NAME, OPEN_CLIP_CONFIG_NAME, PREPROCESSOR_NAME, WEIGHT_NAMES
 
 _REPOSITORY = re.compile(r"[\w.-]+/[\w.-]+(@[^@\s]+)?")
 
@@ -52,7 +52,8 @@ def fetch_folder(repository: str, *, filename: str | None = None) -> Path:
             for shard in sorted(set(shards.values())):
                 if _fetch(name, shard, commit, required=True) is None:
                     raise RequestError(f"the repository {name} lacks {shard}, which its {weights.name} lists")
-        _fetch(name, PREPROCESSOR_NAME, commit)
+        is_open_clip = weights.name.startswith("open_clip_")
+        _fetch(name, OPEN_CLIP_CONFIG_NAME if is_open_clip else PREPROCESSOR_NAME, commit)
         return weights.parent
     raise RequestError(f"the repository {name} holds no weights; looked for {', '.join(WEIGHT_NAMES)}")
 

@@ -1,9 +1,11 @@
 """What the JSON files beside the weights say: architecture, preprocessing, class names.
 
-Two dialects: timm's hub format (`config.json` with `architecture`) and transformers' (`config.json` with `model_type`,
-`preprocessor_config.json`). A key that is absent stays unknown; nothing is guessed here.
+Three dialects: timm's hub format (`config.json` with `architecture`), transformers' (`config.json` with `model_type`,
+`preprocessor_config.json`) and open_clip's (`open_clip_config.json` with `model_cfg`). A key that is absent stays
+unknown; nothing is guessed here.
 
-Sources: timm `models/_hub.py` (`save_config_for_hf`, `_parse_model_cfg`); transformers' image processors.
+Sources: timm `models/_hub.py` (`save_config_for_hf`, `_parse_model_cfg`); transformers' image processors; open_clip
+`transform.py` (`PreprocessCfg`).
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from typing import Any
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 
+_RESIZE_MODES = {"shortest": "center", "longest": "border", "squash": "squash"}
 _PIL_RESAMPLING = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
@@ -30,7 +33,7 @@ class Sidecar:
 
 
 def read_config(config: Mapping[str, Any], where: str) -> Sidecar:
-    """Read a `config.json` of timm's or transformers' kind.
+    """Read a configuration of timm's, transformers' or open_clip's kind.
 
     Args:
         config: the parsed file.
@@ -43,6 +46,8 @@ def read_config(config: Mapping[str, Any], where: str) -> Sidecar:
         return read_timm_config(config, where)
     if "model_type" in config:
         return Sidecar(class_names=_transformers_labels(config.get("id2label")), library=config)
+    if isinstance(config.get("model_cfg"), Mapping):
+        return Sidecar(preprocess=_open_clip_preprocess(config, where), library=config)
     raise RequestError(
         f"{where} has neither 'architecture' (timm's hub format) nor 'model_type' (transformers'); its keys are "
         f"{', '.join(sorted(config)[:8])}"
@@ -90,10 +95,23 @@ def read_preprocessor(config: Mapping[str, Any], where: str) -> PreprocessSpec:
     return _preprocess(values, where)
 
 
+def _open_clip_preprocess(config: Mapping[str, Any], where: str) -> PreprocessSpec | None:
+    """Read open_clip's `preprocess_cfg`, which leaves the size to the model's configuration."""
+    values = config.get("preprocess_cfg")
+    if not isinstance(values, Mapping):
+        return None
+    size, _ = _size(values.get("size") or config["model_cfg"].get("vision_cfg", {}).get("image_size"), shortest=False)
+    mode = _RESIZE_MODES.get(values.get("resize_mode", ""))
+    sizes = {"input_size": (3, *size)} if size else {}
+    return _preprocess({**values, **sizes, "crop_mode": mode, "crop_pct": 1.0 if mode else None}, where)
+
+
 def _size(value: Any, *, shortest: bool) -> tuple[tuple[int, int] | None, bool]:
     """Return (height, width) and whether both sides are resized freely; a bare number follows `shortest`."""
     if isinstance(value, int):
         return (value, value), not shortest
+    if isinstance(value, list | tuple) and len(value) == 2:
+        return (value[0], value[1]), True
     if isinstance(value, Mapping) and "shortest_edge" in value:
         return (value["shortest_edge"], value["shortest_edge"]), False
     if isinstance(value, Mapping) and {"height", "width"} <= value.keys():

@@ -18,6 +18,7 @@ from dataclasses import replace
 from typing import Any
 
 from vit_finetune.common.errors import NotRepresentable
+from vit_finetune.models.variants import variant_config
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.formats.timm import TIMM
 from vit_finetune.weights.lazy import Lazy
@@ -88,8 +89,12 @@ def _config_from(config: Mapping[str, Any]) -> dict[str, Any]:
         "global_pool": {"tok": "token", "avg": "avg", "none": ""}[pool],
         "fc_norm": after and pool != "tok",  # for one token the order makes no difference
     }
+    return found | {"img_size": _image_size(vision)}
+
+
+def _image_size(vision: Mapping[str, Any]) -> tuple[int, int]:
     size = vision.get("image_size", 224)
-    return found | {"img_size": (size, size) if isinstance(size, int) else tuple(size)}
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _config_to(config: ViTConfig) -> dict[str, Any]:
@@ -227,6 +232,16 @@ def _only_as_found(config: ViTConfig) -> bool:  # noqa: ARG001 - one signature f
     return False
 
 
+def _trunk_config_from(config: Mapping[str, Any]) -> dict[str, Any]:
+    vision = config.get("model_cfg", config).get("vision_cfg", {})
+    inside = variant_config(vision["timm_model_name"])
+    if not isinstance(inside, ViTConfig):
+        raise NotRepresentable(_OTHER_TRUNK)
+    found = {name: getattr(inside, name) for name in ("num_heads", "norm_eps", "act_layer")}
+    # The norm stays where it is when pooling is changed; its name tells where.
+    return found | {"global_pool": vision.get("timm_pool") or inside.global_pool, "img_size": _image_size(vision)}
+
+
 OPEN_CLIP_TIMM = Format(
     name="open_clip_timm",
     library="open_clip",
@@ -250,6 +265,7 @@ OPEN_CLIP_TIMM = Format(
         **dict.fromkeys(("blocks.{i}.gamma_1", "blocks.{i}.attn.q_bias", "rope.{rest}"), _OTHER_TRUNK),
     },
     holds=TIMM.holds,
+    config_from=_trunk_config_from,
     file="open_clip_model.safetensors",
 )
 
