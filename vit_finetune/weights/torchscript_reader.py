@@ -12,9 +12,10 @@ from __future__ import annotations
 import io
 import math
 import pickle
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from zipfile import ZipFile
 
 import torch
@@ -25,7 +26,7 @@ from vit_finetune.weights.archives import member_bytes, opened
 
 _TREE = "data.pkl"
 _MAX_TREE = 50_000_000  # bytes; that of CLIP ViT-L is under 1 MB
-_MAX_DEPTH = 100
+_MAX_ATTRIBUTES = 1_000_000
 _DTYPES = {
     "DoubleStorage": torch.float64,
     "FloatStorage": torch.float32,
@@ -72,8 +73,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
                 f"{path} is a TorchScript archive whose modules can't be read without running its code ({error}). If "
                 "you trust it, load it with torch.jit.load and save its state_dict() as .safetensors"
             ) from error
-    tensors: dict[str, Tensor] = {}
-    _collect(module, "", tensors, 0)
+    tensors = _tensors_of(module, path)
     if not tensors:
         raise RequestError(f"{path} is a TorchScript archive without parameters")
     return tensors
@@ -88,8 +88,17 @@ class _Module(dict[str, Any]):
         self.update({str(name): value for name, value in state.items()})
 
 
+def _build(tree: Any) -> None:
+    """Give a module its attributes; nothing else in such a tree has any."""
+    if type(tree.stack[-2]) is not _Module:
+        raise RequestError("something that is no module was given attributes")
+    tree.load_build()
+
+
 class _Tree(pickle._Unpickler):  # the one in Python: the one in C takes any index for its memo, and memory for it
     """An unpickler that builds modules and tensors and nothing else."""
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BUILD[0]: _build}
 
     def __init__(self, archive: ZipFile, path: Path, folder: str) -> None:
         super().__init__(io.BytesIO(member_bytes(archive, f"{folder}{_TREE}", path).tobytes()))
@@ -140,12 +149,16 @@ def _untagged(value: object, _: object) -> object:
     return value
 
 
-def _collect(module: object, prefix: str, tensors: dict[str, Tensor], depth: int) -> None:
-    """Enter the tensors of a module and those below it under their full names."""
-    if not isinstance(module, _Module) or depth > _MAX_DEPTH:
-        raise RequestError("the TorchScript archive holds no tree of modules")
-    for name, value in module.items():
-        if isinstance(value, Tensor):
-            tensors[prefix + name] = value
-        elif isinstance(value, _Module):
-            _collect(value, f"{prefix}{name}.", tensors, depth + 1)
+def _tensors_of(module: object, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a module and of all below it under their full names."""
+    tensors: dict[str, Tensor] = {}
+    waiting: deque[tuple[str, object]] = deque([("", module)])
+    seen = 0  # modules may be shared, and then have several names; what is built to have endless ones is no network
+    while waiting:
+        prefix, module = waiting.popleft()
+        if not isinstance(module, _Module) or (seen := seen + 1 + len(module)) > _MAX_ATTRIBUTES:
+            raise RequestError(f"{path} is a TorchScript archive that holds no tree of modules")
+        tensors |= {prefix + name: value for name, value in module.items() if isinstance(value, Tensor)}
+        below = [(f"{prefix}{name}.", value) for name, value in module.items() if isinstance(value, _Module)]
+        waiting.extendleft(reversed(below))  # in the order of a state dict
+    return tensors
