@@ -26,7 +26,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.weights.npz_reader import read_npz
-from vit_finetune.weights.onnx_reader import read_onnx
+from vit_finetune.weights.onnx_reader import read_onnx, without_wrapper
 from vit_finetune.weights.torchscript_reader import is_torchscript, read_torchscript
 
 PICKLE_SUFFIXES = (".pth", ".pt", ".bin")
@@ -85,7 +85,8 @@ def read_file(path: Path, part: str | None = None) -> FileContent:
     if path.suffix == ".npz":
         return FileContent(read_npz(path))
     if path.suffix == ".onnx":
-        return FileContent(read_onnx(path))
+        tensors, wrapper = without_wrapper(read_onnx(path))
+        return FileContent(tensors, notes=(f"removed {wrapper!r} from every name",) if wrapper else ())
     if is_torchscript(path):
         tensors, notes = unwrap(read_torchscript(path), str(path), part)
         return FileContent(tensors, notes=("read a TorchScript archive without running its code", *notes))
@@ -197,8 +198,7 @@ def _read_pickle(path: Path) -> Any:
             f"{path} holds more than weights, or is not a torch file, and was not loaded: code in it could run. "
             f"{first.strip()[:200]} If you trust it, save its state_dict as .safetensors where it was made."
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError, OSError, AttributeError, IndexError, TypeError) as error:
-        # The unpickler meets arbitrary bytes; whatever it trips over means the same to the user.
+    except Exception as error:  # arbitrary bytes trip the unpickler in as many ways; all mean the same to the user
         text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
         raise RequestError(
             f"{path} is not a torch weight file, or is cut off ({text}); copy or download it again"

@@ -52,7 +52,7 @@ def sincos_table(grid: tuple[int, int], dim: int) -> Tensor:
         grid: (gh, gw).
         dim: width D, a multiple of 4.
     """
-    omega = _TEMPERATURE ** -(torch.arange(dim // 4) / (dim // 4 - 1))
+    omega = 1 / _TEMPERATURE ** (torch.arange(dim // 4) / (dim // 4 - 1))  # in this order: the package rounds so
     y, x = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
     angles = [axis.flatten()[:, None] * omega for axis in (x, y)]
     return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)[None]

@@ -49,6 +49,8 @@ TORCHVISION = Format(
     library="torchvision",
     present=("class_token", "encoder.pos_embedding", "encoder_layer_0.ln_1.weight"),
     aliases={
+        # As an ONNX graph names it, whose nodes know no more than the module.
+        f"{_LAYER}.self_attention.weight": f"{_LAYER}.self_attention.in_proj_weight",
         # Version 1 of its state dict, which the released files have.
         f"{_LAYER}.mlp.linear_1.{{kind}}": f"{_LAYER}.mlp.0.{{kind}}",
         f"{_LAYER}.mlp.linear_2.{{kind}}": f"{_LAYER}.mlp.3.{{kind}}",
