@@ -19,8 +19,8 @@ def normed_tokens(model, images):
     return tower.post_layernorm(tower(images).last_hidden_state)
 
 
-def by_version_4(folder):
-    """Save the whole CLIP as version 4 did: with row numbers, and without what is the family's default."""
+def as_older_versions(folder):
+    """Save the whole CLIP as older versions did: with row numbers, and without what is the family's default."""
     model, _ = saved("CLIPModel", "CLIPConfig", **WHOLE | {"vision_config": VISION | {"num_attention_heads": 12,
                      "hidden_size": 48}})(folder)  # fmt: skip
     tensors = load_file(folder / "model.safetensors")
@@ -62,9 +62,9 @@ CASES = [
         forward=lambda model, images: model.get_image_features(images).pooler_output,
     ),
     Case(
-        name="hf_clip whole, by version 4",
+        name="hf_clip whole, older file",
         format="hf_clip",
-        build=by_version_4,
+        build=as_older_versions,
         forward=lambda model, images: model.visual_projection(model.vision_model(images).pooler_output),
     ),
     Case(

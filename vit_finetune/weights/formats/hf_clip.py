@@ -6,8 +6,8 @@ before the final norm, which it holds and never uses.
 
 Source: transformers 5 `models/clip/modeling_clip.py`. Verified against the library in both directions, bitwise.
 
-Activation (quick in OpenAI's, erf in LAION's) and number of heads come from `config.json`. Version 4 leaves out of
-`vision_config` whatever is the family's default, so what isn't there is known too.
+Activation (quick in OpenAI's, erf in LAION's) and number of heads come from `config.json`. Older
+files leave out of `vision_config` what is the family's default; it is read as the library reads it.
 """
 
 from __future__ import annotations
