@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from vit_finetune.common.errors import RequestError
 
 MAX_MEMBERS = 100_000
-_MAX_RATIO = 20  # how many times their packed size members may have; weights pack to 0.9 of theirs
-_FREE_SIZE = 50_000_000  # bytes that members may unpack to in any case; heads full of zeros pack well
+_MAX_RATIO = 20  # how many times the file's size all packed members may have; weights pack to 0.9 of theirs
+_FREE_SIZE = 50_000_000  # bytes that they may unpack to in any case; heads full of zeros pack well
 _LOCAL_HEADER = struct.Struct("<4s5H3I2H")
 
 Bytes = NDArray[np.uint8]
@@ -32,11 +32,13 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
     """Open an archive; whatever is wrong with it, then or while it is read, is one kind of error.
 
     Raises:
-        RequestError: it is no zip archive, or damaged, or has two members of one name, or too many members.
+        RequestError: it is no zip archive, or damaged, or has two members of one name, or too many members, or packed
+            ones that unpack to far more than weights would.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             _check_names(archive.namelist(), path)
+            _check_sizes(archive.infolist(), path)
             yield archive
     except RequestError:
         raise
@@ -61,15 +63,11 @@ def member_bytes(archive: zipfile.ZipFile, name: str, path: Path) -> Bytes:
         path: the file that it is in.
 
     Raises:
-        RequestError: the member reaches beyond the file, or unpacks to far more than weights would.
+        RequestError: the member is damaged, or reaches beyond the file.
     """
     info = archive.getinfo(name)
     size = path.stat().st_size
     if info.compress_type != zipfile.ZIP_STORED:
-        if info.file_size > max(_FREE_SIZE, _MAX_RATIO * size):
-            raise RequestError(
-                f"{path}: {name} would unpack to {info.file_size:,} bytes from a file of {size:,}, as no weights do"
-            )
         try:
             return np.frombuffer(bytearray(archive.read(info)), dtype=np.uint8)
         except Exception as error:  # the unpackers of bz2, lzma and deflate have no error in common
@@ -92,6 +90,17 @@ def _check_names(names: list[str], path: Path) -> None:
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise RequestError(f"{path} has {twice} more than once; which one counts can't be told")
+
+
+def _check_sizes(members: list[zipfile.ZipInfo], path: Path) -> None:
+    packed = {info.filename: info.file_size for info in members if info.compress_type != zipfile.ZIP_STORED}
+    total, size = sum(packed.values()), path.stat().st_size
+    if total > max(_FREE_SIZE, _MAX_RATIO * size):
+        largest = max(packed, key=packed.__getitem__)
+        raise RequestError(
+            f"{path}: {largest} and other packed members would unpack to {total:,} bytes from a file of {size:,}, as "
+            "no weights do"
+        )
 
 
 def _damaged(path: Path, error: Exception) -> RequestError:

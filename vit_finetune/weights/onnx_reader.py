@@ -34,13 +34,19 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
     """
     try:
         import onnx
-        from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     except ImportError as error:
         raise RequestError("reading ONNX files needs the package onnx: pip install onnx") from error
     try:
-        graph = onnx.load(path).graph
-    except (DecodeError, OSError, ValueError) as error:
-        raise RequestError(f"{path} is not an ONNX file, or is damaged ({error})") from error
+        return _named(onnx.load(path).graph, path)
+    except RequestError:
+        raise
+    except Exception as error:  # a graph of arbitrary bytes fails in as many ways as there are
+        text = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise RequestError(f"{path} is not an ONNX file, or is damaged ({text})") from error
+
+
+def _named(graph: Any, path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a graph under their torch names."""
     values, nodes = _without_identities(graph)
     named = {name: value for name, value in values.items() if not name.startswith("onnx::")}
     pieces: dict[str, list[Tensor]] = {}
