@@ -131,6 +131,7 @@ def plan_conversion(
     library = layout.config_from(checkpoint.library) if layout.config_from and checkpoint.library else {}
     given = known_fields(config, layout)
     known = {**library, **(stated.to_mapping() if stated else {}), **given}
+    known |= {"num_classes": 0} if changes.head == "drop" else {}
     plan = plan_to_timm(lazily(checkpoint.tensors), layout, known)
     network = network_of(
         plan, layout, stated=stated, names_only=target.name == "timm" if names_only is None else names_only

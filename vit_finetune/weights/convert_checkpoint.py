@@ -7,6 +7,8 @@ Only the proof builds networks.
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +86,56 @@ def convert_checkpoint(
         raise type(error)(f"{checkpoint.description}: {error}") from error
     if max_shard_size is not None and conversion.target.library not in _READ_SHARDS:
         raise RequestError(f"{conversion.target.library} reads no weights in several files; leave max_shard_size out")
-    files, metadata, notes = describe(
+    if dry_run:
+        return _report(checkpoint, conversion, {}, None, notes=_described(checkpoint, conversion)[2])
+    with _appearing(dst) as folder:
+        return _write(folder, dst, checkpoint, conversion, max_shard_size=max_shard_size, verify=verify)
+
+
+@contextmanager
+def _appearing(dst: Path) -> Iterator[Path]:
+    """Yield a folder that becomes `dst` when the block ends well, in the place of an older one."""
+    place = dst.with_name(f".{dst.name}.new") if dst.exists() else dst
+    if place != dst:
+        shutil.rmtree(place, ignore_errors=True)  # left by a conversion that was killed
+    with atomic_folder(place) as folder:
+        yield folder
+    if place != dst:
+        old = dst.with_name(f".{dst.name}.old")
+        shutil.rmtree(old, ignore_errors=True)
+        dst.rename(old)
+        place.rename(dst)
+        shutil.rmtree(old)
+
+
+def _write(
+    folder: Path, dst: Path, checkpoint: Checkpoint, conversion: Conversion, *, max_shard_size: str | None, verify: bool
+) -> ConversionReport:
+    """Fill a folder that will become `dst`."""
+    files, metadata, notes = _described(checkpoint, conversion)
+    digests = write_tensors(
+        folder,
+        conversion.target.file,
+        conversion.plan.tensors,
+        metadata=metadata,
+        max_shard_size=max_shard_size,
+        wrapper=conversion.target.wrapper,
+    )
+    if conversion.aside and conversion.target is not conversion.source:
+        write_safetensors(folder / ASIDE_NAME, conversion.aside, metadata={})
+    for name, values in files.items():
+        write_json(folder / name, values)
+    proof = verify_conversion(conversion, folder) if verify else None
+    report = _report(checkpoint, conversion, digests, dst, notes=notes, proof=proof, folder=folder)
+    write_json(folder / REPORT_NAME, report.to_mapping())
+    return report
+
+
+def _described(
+    checkpoint: Checkpoint, conversion: Conversion
+) -> tuple[dict[str, dict[str, Any]], dict[str, str], tuple[str, ...]]:
+    """Return the JSON files, the header metadata and the notes of a result."""
+    return describe(
         conversion.written,
         conversion.target,
         architecture=checkpoint.architecture,
@@ -92,29 +143,6 @@ def convert_checkpoint(
         class_names=_names(checkpoint, conversion),
         dtype=next(iter(conversion.plan.tensors.values())).meta.dtype,
     )
-    if dry_run:
-        return _report(checkpoint, conversion, {}, None, notes=notes)
-    place = dst.with_name(f".{dst.name}.new") if dst.exists() else dst
-    if place != dst:
-        shutil.rmtree(place, ignore_errors=True)  # left by a conversion that was killed
-    with atomic_folder(place) as folder:
-        digests = write_tensors(
-            folder, conversion.target.file, conversion.plan.tensors, metadata=metadata, max_shard_size=max_shard_size
-        )
-        if conversion.aside and conversion.target is not conversion.source:
-            write_safetensors(folder / ASIDE_NAME, conversion.aside, metadata={})
-        for name, values in files.items():
-            write_json(folder / name, values)
-        proof = verify_conversion(conversion, folder) if verify else None
-        report = _report(checkpoint, conversion, digests, dst, notes=notes, proof=proof, folder=folder)
-        write_json(folder / REPORT_NAME, report.to_mapping())
-    if place != dst:
-        old = dst.with_name(f".{dst.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        dst.rename(old)
-        place.rename(dst)
-        shutil.rmtree(old)
-    return report
 
 
 def _changes(head: str, img_size: int | tuple[int, int] | None, pos_embed: str | None, dtype: str | None) -> Changes:

@@ -32,6 +32,8 @@ def plan_to_timm(tensors: Mapping[str, Lazy], layout: Format, known: Mapping[str
     for targets, (rule, parts) in groups.items():
         values = [bare[parts[k]] if k in parts else None for k in range(len(rule.sources))]
         plan.tensors.update(zip(targets, _read(rule, values, targets, fields), strict=True))
+    if any(reason_for(name, layout.before_head) for name in bare):  # a head on top of what is dropped
+        _drop_head(plan)
     for constant in layout.ours_only:
         plan.tensors.update(stand_ins(constant, plan.tensors))
     ours, notes = plan.tensors, []
@@ -40,6 +42,11 @@ def plan_to_timm(tensors: Mapping[str, Lazy], layout: Format, known: Mapping[str
         if rewrite.changes(before, ours):
             notes.append(rewrite.words)
     return replace(plan, tensors=ours, notes=tuple(notes))
+
+
+def _drop_head(plan: Plan) -> None:
+    for name in [name for name in plan.tensors if name.startswith("head.")]:
+        plan.dropped.update(dict.fromkeys(plan.tensors.pop(name).sources, "the layers before it have no place here"))
 
 
 def _canonical(tensors: Mapping[str, Lazy], layout: Format, prefix: str) -> tuple[dict[str, Lazy], dict[str, str]]:
@@ -83,7 +90,10 @@ def _sorted_out(bare: Mapping[str, Lazy], plan: Plan, layout: Format, *, has_pre
     groups: _Groups = {}
     names, unknown = plan.names, []
     for name, value in bare.items():
-        if reason := reason_for(name, layout.refuse):
+        if (reason := reason_for(name, layout.before_head)) and plan.fields.get("num_classes") == 0:
+            plan.dropped[names[name]] = reason
+            continue
+        if reason := reason or reason_for(name, layout.refuse):
             raise NotRepresentable(f"{names[name]}: {reason}")
         if found := _match(layout, name, has_prefix=has_prefix):
             targets, rule, position = found

@@ -131,6 +131,8 @@ class Format:
         drop: names that have no place in ours, each with the reason.
         aside: the same, but kept for the way back.
         refuse: names of what no network of ours can do, each with the reason and what could be done instead.
+        before_head: the same for layers between the network and its head; where the head isn't wanted (num_classes=0 is
+            known), they are dropped with it.
         unplaced: our names that have no place in the file, each with the reason and what could be done instead.
         holds: fields of a network that may differ from `ViTConfig`'s defaults, each with the values that the format can
             express; () is any. Fields that only count or act in training are free anyway.
@@ -141,6 +143,7 @@ class Format:
         config_from: from the library's configuration to our fields.
         config_to: from our network to the library's configuration.
         file: the name of the weight file that the library looks for.
+        wrapper: the key under which the library's pickles hold the weights; "" is none.
         config_file: the name of its configuration file.
         reference: from a folder of this format and its network to the library's own forward pass, which gives logits,
             or normed tokens where there is no head; None proves conversions in our network. It imports the library.
@@ -162,6 +165,7 @@ class Format:
     drop: Mapping[str, str] = field(default_factory=dict)
     aside: Mapping[str, str] = field(default_factory=dict)
     refuse: Mapping[str, str] = field(default_factory=dict)
+    before_head: Mapping[str, str] = field(default_factory=dict)
     unplaced: Mapping[str, str] = field(default_factory=dict)
     holds: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -171,6 +175,7 @@ class Format:
     config_from: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
     config_to: Callable[[ViTConfig], dict[str, Any]] | None = None
     file: str = "model.safetensors"
+    wrapper: str = ""
     config_file: str = "config.json"
     reference: Callable[[Path, ViTConfig], Callable[[Tensor], Tensor]] | None = None
     pos_embed: str = "bicubic"

@@ -43,7 +43,13 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def write_tensors(
-    folder: Path, file: str, tensors: Mapping[str, Lazy], *, metadata: Mapping[str, str], max_shard_size: str | None
+    folder: Path,
+    file: str,
+    tensors: Mapping[str, Lazy],
+    *,
+    metadata: Mapping[str, str],
+    max_shard_size: str | None,
+    wrapper: str = "",
 ) -> dict[str, str]:
     """Compute and write tensors.
 
@@ -53,6 +59,7 @@ def write_tensors(
         tensors: name to tensor.
         metadata: for the header of safetensors files.
         max_shard_size: such as "5GB"; larger safetensors files become several with an index. None never splits.
+        wrapper: the key under which pickles hold the weights; "" is none.
 
     Returns:
         The SHA-256 of each tensor's bytes.
@@ -63,7 +70,7 @@ def write_tensors(
     if file.endswith(".npz"):
         return _write_npz(folder / file, tensors)
     if file.endswith((".pth", ".pt", ".bin")):
-        return _write_pickle(folder / file, tensors)
+        return _write_pickle(folder / file, tensors, wrapper)
     shards = _shards(tensors, _bytes(max_shard_size))
     if len(shards) == 1:
         return write_safetensors(folder / file, tensors, metadata=metadata)
@@ -122,7 +129,7 @@ def _write_npz(path: Path, tensors: Mapping[str, Lazy]) -> dict[str, str]:
     return digests
 
 
-def _write_pickle(path: Path, tensors: Mapping[str, Lazy]) -> dict[str, str]:
+def _write_pickle(path: Path, tensors: Mapping[str, Lazy], wrapper: str) -> dict[str, str]:
     """Write torch's own kind of file out of mapped memory."""
     mapped = path.with_name(f".{path.name}.safetensors")
     digests = write_safetensors(mapped, tensors, metadata={})
@@ -132,7 +139,7 @@ def _write_pickle(path: Path, tensors: Mapping[str, Lazy]) -> dict[str, str]:
     state = {
         name: _mapped(mapped, length + 8 + header[name]["data_offsets"][0], lazy) for name, lazy in tensors.items()
     }
-    torch.save(state, path)
+    torch.save({wrapper: state} if wrapper else state, path)
     del state
     mapped.unlink()
     return digests

@@ -57,7 +57,7 @@ MAE = Format(
     holds={"qkv_bias": (True,)},
     defaults={"norm_eps": 1e-6, "act_layer": "gelu"},
     file="model.pth",
-    pos_embed="bicubic",
+    wrapper="model",
 )
 
 _PROJECTION = "the projection head of self-supervised training, which is no classifier"
@@ -73,6 +73,7 @@ DINO = Format(
     unplaced={"head.{kind}": "a training file has no classifier; leave the head out, or convert to timm"},
     defaults={"norm_eps": 1e-6, "act_layer": "gelu"},
     file="model.pth",
+    wrapper="teacher",
     pos_embed="facebook",
 )
 
@@ -96,6 +97,7 @@ DEIT3 = Format(
     holds={"init_values": (), "no_embed_class": (True,)},
     defaults={"norm_eps": 1e-6, "act_layer": "gelu"},
     file="model.pth",
+    wrapper="model",
 )
 
 

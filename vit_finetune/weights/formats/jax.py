@@ -143,10 +143,8 @@ JAX = Format(
     stacked=("Transformer/encoderblock/{rest}", "Transformer/encoderblock_{i}/{rest}"),
     drop={"/opt/{rest}": "the optimizer's state"},
     aside={"/params/{rest}": "the text tower and its scale, which an image classifier doesn't need"},
-    refuse={
-        "pre_logits/{rest}": _TANH_LAYER,
-        **dict.fromkeys(("conv_root/{rest}", "gn_root/{rest}", "block{i}/unit{j}/{rest}"), _HYBRID),
-    },
+    refuse=dict.fromkeys(("conv_root/{rest}", "gn_root/{rest}", "block{i}/unit{j}/{rest}"), _HYBRID),
+    before_head={"pre_logits/{rest}": _TANH_LAYER},
     holds={
         "norm_eps": (1e-6,),
         "act_layer": (),

@@ -13,9 +13,14 @@ text tower holds is set aside, so that the way back gives the whole model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from safetensors.torch import load_file
+from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable
 from vit_finetune.models.variants import variant_config
@@ -121,6 +126,19 @@ def _config_to(config: ViTConfig) -> dict[str, Any]:
     return {"model_cfg": {"embed_dim": config.num_classes, **quick, "vision_cfg": vision}}
 
 
+def _reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
+    library = importlib.import_module("open_clip")
+    text = {"context_length": 1, "vocab_size": 1, "width": 8, "heads": 1, "layers": 1}  # every CLIP needs one
+    tower = library.CLIP(**_config_to(config)["model_cfg"], text_cfg=text).visual
+    state = load_file(folder / OPEN_CLIP.file)
+    tower.load_state_dict(
+        {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")},
+        strict=True,
+    )
+    forward: Callable[[Tensor], Tensor] = tower.float().eval()
+    return forward
+
+
 _POOLER = (
     "CoCa pools by attention over many queries, which no network here has; take a CLIP model of open_clip, or leave "
     "attn_pool.*, ln_post.* and proj out and train a new norm and head"
@@ -183,6 +201,7 @@ OPEN_CLIP = Format(
     config_from=_config_from,
     config_to=_config_to,
     config_file="open_clip_config.json",
+    reference=_reference,
     file="open_clip_model.safetensors",
 )
 
@@ -215,6 +234,7 @@ OPENAI_CLIP = replace(
     rewrites=(),
     config_from=None,
     config_to=None,
+    reference=None,
     file="model.pt",
 )
 
