@@ -44,10 +44,12 @@ def widened(
     if not problems and layout.check and (reason := layout.check(config)):
         problems.append(reason)
     if problems:
-        raise NotRepresentable(
-            f"{layout.name} has no words for this network: {'; '.join(problems)}. Convert it to timm, which has, or to "
-            "another format"
+        way_out = (
+            "Convert it to timm, or to another format that has"
+            if layout.rules
+            else "No conversion is needed to use it here: from_pretrained and finetune read the file as it is"
         )
+        raise NotRepresentable(f"{layout.name} has no words for this network: {'; '.join(problems)}. {way_out}")
     return values, config, tuple(notes)
 
 

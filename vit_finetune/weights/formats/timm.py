@@ -15,7 +15,7 @@ from torch import Tensor
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.rules import Format
 
-# Every option but those that only our network has; the values are as many as `ViTConfig` allows.
+# Every option; the values are as many as `ViTConfig` allows. `_check` names those that only our network has.
 _OPTIONS = (
     *("global_pool", "qkv_bias", "qk_norm", "proj_bias", "scale_attn_norm", "scale_mlp_norm", "init_values"),
     *("class_token", "distilled", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm"),
@@ -29,6 +29,7 @@ _OPTIONS = (
         "attn_layer",
         "block_fn",
     ),
+    *("attn_head_dim", "patch_norm_in"),
 )
 
 # What only the names of relatives have: MAE, DeiT-III, DINOv2 and DINOv3 as released, BEiT, EVA, hybrids.
@@ -47,12 +48,22 @@ def _reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
     return forward
 
 
+def _check(config: ViTConfig) -> str:
+    problems = []
+    if config.attn_head_dim is not None:
+        problems.append(f"attn_head_dim={config.attn_head_dim} (timm's plain ViT divides its width among the heads)")
+    if config.patch_norm_in:
+        problems.append("patch_norm_in=True (no plain ViT of timm's has a norm before the patch convolution)")
+    return "; ".join(problems)
+
+
 TIMM = Format(
     name="timm",
     library="timm",
     present=("patch_embed.proj.weight",),
     absent=(*KIN, ".backbone.patch_embed.", ".head.mlp.", ".head.last_layer.", ".trunk.", ".proj_q."),
     holds=dict.fromkeys(_OPTIONS, ()),
+    check=_check,
     reference=_reference,
 )
 
