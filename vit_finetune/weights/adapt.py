@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.models.bias_table import resize_bias_table
+from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.rel_pos_vit import EXTRA_ROWS
 from vit_finetune.weights.resample import adapt_in_chans, resample_patch_embed, resample_pos_embed
 from vit_finetune.weights.rules import two_sides
 
@@ -25,6 +27,7 @@ HEAD_CHOICES: tuple[HeadChoice, ...] = ("drop", "keep", "match")
 HEAD_PARTS = ("head.", "head_dist.", "pre_logits.")
 _FINAL_NORMS = ("norm.", "fc_norm.")
 _POS_EMBED = "pos_embed"
+_BIAS_TABLE = ".relative_position_bias_table"
 _PATCH_WEIGHT = "patch_embed.proj.weight"
 
 
@@ -51,7 +54,7 @@ def fit_tensors(
     tensors: Mapping[str, Tensor],
     target: Mapping[str, Tensor],
     *,
-    config: ViTConfig,
+    config: NetworkConfig,
     head: HeadChoice,
     pos_embed: str,
     grid: tuple[int, int] | None,
@@ -74,6 +77,7 @@ def fit_tensors(
     _fit_final_norm(fitted, target, config)
     if _POS_EMBED in fitted.tensors and _POS_EMBED in target:
         _fit_positions(fitted, config, pos_embed, grid)
+    _fit_bias_tables(fitted, target, config, grid)
     if _PATCH_WEIGHT in fitted.tensors and _PATCH_WEIGHT in target:
         _fit_patches(fitted, config)
     _demand_equality(fitted, target)
@@ -117,7 +121,7 @@ def _merge_equal_heads(fitted: Fitted, theirs: dict[str, Tensor], ours: list[str
             fitted.dropped[name] = f"equal to {twin}; the model has one head for both tokens"
 
 
-def _fit_final_norm(fitted: Fitted, target: Mapping[str, Tensor], config: ViTConfig) -> None:
+def _fit_final_norm(fitted: Fitted, target: Mapping[str, Tensor], config: NetworkConfig) -> None:
     """Start the final norm new where pooling moved it: a norm of tokens says nothing about pooled vectors."""
     theirs = [name for name in fitted.tensors if name.startswith(_FINAL_NORMS)]
     ours = [name for name in target if name.startswith(_FINAL_NORMS)]
@@ -133,9 +137,9 @@ def _fit_final_norm(fitted: Fitted, target: Mapping[str, Tensor], config: ViTCon
     fitted.newly_initialized += ours
 
 
-def _fit_positions(fitted: Fitted, config: ViTConfig, method: str, grid: tuple[int, int] | None) -> None:
+def _fit_positions(fitted: Fitted, config: NetworkConfig, method: str, grid: tuple[int, int] | None) -> None:
     table = fitted.tensors[_POS_EMBED]
-    num_prefix = 0 if config.no_embed_class else config.num_prefix_tokens
+    num_prefix = 0 if getattr(config, "no_embed_class", False) else config.num_prefix_tokens
     patches = table.shape[1] - num_prefix if table.ndim == 3 else -1
     side = math.isqrt(max(patches, 0))
     new_grid = config.grid_size
@@ -157,7 +161,23 @@ def _fit_positions(fitted: Fitted, config: ViTConfig, method: str, grid: tuple[i
         fitted.resampled[_POS_EMBED] = f"grid {_by(old_grid)} -> {_by(new_grid)}, {method}"
 
 
-def _fit_patches(fitted: Fitted, config: ViTConfig) -> None:
+def _fit_bias_tables(
+    fitted: Fitted, target: Mapping[str, Tensor], config: NetworkConfig, grid: tuple[int, int] | None
+) -> None:
+    """Resize BEiT's tables of biases by distance, one in each block, where the picture has another size."""
+    for name in (name for name in target if name.endswith(_BIAS_TABLE)):
+        table = fitted.tensors.get(name)
+        if table is None or table.ndim != 2 or table.shape == target[name].shape:
+            continue
+        side = math.isqrt(max(int(table.shape[0]) - EXTRA_ROWS, 0))
+        if grid is None and side * side != int(table.shape[0]) - EXTRA_ROWS:
+            raise RequestError(f"{name} has {table.shape[0]} rows, which no square has; say grid=(rows, columns)")
+        old = grid or ((side + 1) // 2, (side + 1) // 2)
+        fitted.tensors[name] = resize_bias_table(table, old=old, new=config.grid_size)
+        fitted.resampled[name] = f"grid {_by(old)} -> {_by(config.grid_size)}, geometric"
+
+
+def _fit_patches(fitted: Fitted, config: NetworkConfig) -> None:
     weight = fitted.tensors[_PATCH_WEIGHT]
     if weight.ndim != 4:
         return

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.models.variants import variant_config
+from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.variants import build_model, variant_config
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.checkpoint import Checkpoint
 
 
-def stated_config(checkpoint: Checkpoint) -> ViTConfig | None:
+def stated_config(checkpoint: Checkpoint) -> NetworkConfig | None:
     """Return the network that a source says it is made for, or None where it doesn't say.
 
     Raises:
@@ -22,6 +24,12 @@ def stated_config(checkpoint: Checkpoint) -> ViTConfig | None:
     if checkpoint.architecture is not None:
         return variant_config(checkpoint.architecture).updated(checkpoint.model_args)
     return ViTConfig.from_mapping(checkpoint.model_args) if checkpoint.model_args else None
+
+
+def names_of(config: NetworkConfig) -> frozenset[str]:
+    """Return the names of a network's tensors, its head aside."""
+    with torch.device("meta"):
+        return frozenset(build_model(config.updated({"num_classes": 0})).state_dict())
 
 
 def stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[int, int] | None:
@@ -43,7 +51,7 @@ def stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[
 
 def source_config(
     checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, name: str | None, known: Mapping[str, Any]
-) -> ViTConfig:
+) -> NetworkConfig:
     """Return the network that a source's weights are for.
 
     Args:

@@ -5,13 +5,14 @@ The work is planned in `reading.py` and `writing.py`; here it is done, in memory
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.adapt import HEAD_PARTS
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.formats import detect_format, format_named
 from vit_finetune.weights.lazy import computed, lazily
@@ -53,7 +54,11 @@ class Converted:
 
 
 def converted_from(
-    checkpoint: Checkpoint, known: Mapping[str, Any] | None = None, *, source: str = "auto"
+    checkpoint: Checkpoint,
+    known: Mapping[str, Any] | None = None,
+    *,
+    source: str = "auto",
+    wanted: Collection[str] = (),
 ) -> Converted:
     """Translate what a source holds into timm's names and shapes.
 
@@ -61,10 +66,14 @@ def converted_from(
         checkpoint: the source.
         known: `ViTConfig` fields that are known otherwise; they win over what the source's library says.
         source: the format's name; "auto" detects it.
+        wanted: names of the network that is to be loaded, its head aside. A source of just these is timm's, whatever
+            else it looks like: the families beyond the plain ViT share names with other layouts.
 
     Raises:
         RequestError: as `detect_format` and `to_timm`.
     """
+    if source == "auto" and {name for name in checkpoint.tensors if not name.startswith(HEAD_PARTS)} == set(wanted):
+        source = "timm"
     layout = format_named(detect_format(checkpoint.tensors) if source == "auto" else source)
     told = layout.config_from(checkpoint.library) if layout.config_from and checkpoint.library else {}
     return to_timm(checkpoint.tensors, layout, {**told, **(known or {})})

@@ -15,9 +15,11 @@ from torch import Tensor
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import sha256_file
 from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import list_models, variant_config
 from vit_finetune.models.vit_config import ViTConfig
-from vit_finetune.weights.architecture import stated_config
+from vit_finetune.weights.adapt import HEAD_PARTS
+from vit_finetune.weights.architecture import names_of, stated_config
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion import Converted, converted_from
 from vit_finetune.weights.folder import read_path, weights_in
@@ -160,7 +162,7 @@ def _our_names(checkpoint: Checkpoint) -> tuple[str, Converted, list[str]]:
     """Return the format's name, the tensors under our names, and why there are none."""
     nothing = Converted({}, {})
     try:
-        layout = detect_format(checkpoint.tensors)
+        layout = "timm" if _is_as_named(checkpoint) else detect_format(checkpoint.tensors)
     except RequestError as error:
         return "unknown", nothing, [str(error)]
     try:
@@ -169,9 +171,19 @@ def _our_names(checkpoint: Checkpoint) -> tuple[str, Converted, list[str]]:
         return layout, nothing, [str(error)]
 
 
+def _is_as_named(checkpoint: Checkpoint) -> bool:
+    """Say whether a source that names its architecture has just the tensors that timm has for it."""
+    try:
+        config = stated_config(checkpoint)
+    except RequestError:
+        return False
+    names = {name for name in checkpoint.tensors if not name.startswith(HEAD_PARTS)}
+    return config is not None and names == names_of(config)
+
+
 def _network(
     checkpoint: Checkpoint, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
-) -> tuple[ViTConfig | None, tuple[str, ...], list[str]]:
+) -> tuple[NetworkConfig | None, tuple[str, ...], list[str]]:
     """Return the network, the architectures closest to it where it isn't named, and what couldn't be told."""
     notes = []
     try:
@@ -196,13 +208,14 @@ def _network(
 
 
 def closest_architectures(config: ViTConfig) -> tuple[str, ...]:
-    """Return the registered names that share most with a network, most alike first."""
+    """Return the registered plain ViTs that share most with a network, most alike first."""
+    plain = {name: other for name in list_models() if isinstance(other := variant_config(name), ViTConfig)}
 
     def distance(name: str) -> tuple[int, int, str]:
-        other = variant_config(name)
+        other = plain[name]
         sizes = [key for key in _SIZES if getattr(other, key) != getattr(config, key)]
         parts = [key for key in _PARTS if getattr(other, key) != getattr(config, key)]
         scaled = (other.init_values is None) != (config.init_values is None)
         return len(sizes), len(parts) + scaled, name
 
-    return tuple(sorted(list_models(), key=distance)[:_CLOSEST])
+    return tuple(sorted(plain, key=distance)[:_CLOSEST])

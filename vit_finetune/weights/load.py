@@ -19,11 +19,12 @@ from torch import Tensor
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.models.backbone import Backbone
 from vit_finetune.models.head import HeadInit, replace_head
-from vit_finetune.models.variants import variant_config
-from vit_finetune.models.vit import VisionTransformer, ViTConfig
+from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.variants import build_model, variant_config
 from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
-from vit_finetune.weights.architecture import source_config, stated_grid
+from vit_finetune.weights.architecture import names_of, source_config, stated_config, stated_grid
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion import Converted, converted_from
 from vit_finetune.weights.report import LoadReport
@@ -32,7 +33,7 @@ from vit_finetune.weights.sources import read_source
 
 
 def load_pretrained(
-    model: VisionTransformer,
+    model: Backbone,
     source: str | Path | Mapping[str, Tensor],
     *,
     head: HeadChoice = "drop",
@@ -60,7 +61,7 @@ def load_pretrained(
     _check_choices(head, pos_embed)
     checkpoint = read_source(source)
     with _naming(checkpoint):
-        converted = converted_from(checkpoint, model.config.to_mapping())
+        converted = converted_from(checkpoint, model.config.to_mapping(), wanted=names_of(model.config))
         grid = grid or stated_grid(checkpoint, converted.tensors)
         if head == "keep":
             _size_head(model, converted.tensors, pos_embed, grid)
@@ -80,7 +81,7 @@ def from_pretrained(
     pos_embed: str = "bicubic",
     grid: tuple[int, int] | None = None,
     **overrides: Any,
-) -> tuple[VisionTransformer, LoadReport]:
+) -> tuple[Backbone, LoadReport]:
     """Build the network that a source is made for, with its weights, and with a new head where one is asked for.
 
     Nothing is initialised first and files stay memory-mapped, so this costs little more than reading the file. Call
@@ -104,8 +105,10 @@ def from_pretrained(
     _check_choices("drop", pos_embed)
     checkpoint = read_source(source)
     with _naming(checkpoint):
-        known = variant_config(name).to_mapping() if name else overrides
-        converted = converted_from(checkpoint, {key: value for key, value in known.items() if key != "img_size"})
+        named = variant_config(name) if name else stated_config(checkpoint)
+        known = variant_config(name).to_mapping() if name else dict(overrides)
+        known.pop("img_size", None)  # that of the file, which the weights know
+        converted = converted_from(checkpoint, known, wanted=names_of(named) if named else ())
         config = source_config(checkpoint, converted.tensors, name=name, known={**overrides, **converted.fields})
         keeps_head = num_classes is None and "head.weight" in converted.tensors
         classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
@@ -157,17 +160,15 @@ def _naming(checkpoint: Checkpoint) -> Iterator[None]:
         raise RequestError(f"{checkpoint.description}: {error}") from error
 
 
-def _empty_model(config: ViTConfig, name: str | None) -> VisionTransformer:
+def _empty_model(config: NetworkConfig, name: str | None) -> Backbone:
     """Build a network of shapes alone: initialising a ViT-L would cost 7 s, and every value is replaced anyway."""
     with torch.device("meta"):
-        model = VisionTransformer(config.updated({"weight_init": "skip"}))
+        model = build_model(config.updated({"weight_init": "skip"}))
     model.config, model.name = config, name
     return model
 
 
-def _size_head(
-    model: VisionTransformer, tensors: Mapping[str, Tensor], pos_embed: str, grid: tuple[int, int] | None
-) -> None:
+def _size_head(model: Backbone, tensors: Mapping[str, Tensor], pos_embed: str, grid: tuple[int, int] | None) -> None:
     """Give the model a head of the file's size, once everything else is known to fit."""
     head = tensors.get("head.weight")
     if head is None or head.shape[0] == model.num_classes:
@@ -178,7 +179,7 @@ def _size_head(
     replace_head(model, int(head.shape[0]))
 
 
-def _put_into(model: VisionTransformer, fitted: Fitted, *, assign: bool) -> list[str]:
+def _put_into(model: Backbone, fitted: Fitted, *, assign: bool) -> list[str]:
     """Load the fitted tensors strictly.
 
     Returns:
@@ -218,7 +219,7 @@ def _warnings(fitted: Fitted, target: Mapping[str, Tensor]) -> list[str]:
 
 
 def _report(
-    checkpoint: Checkpoint, converted: Converted, fitted: Fitted, model: VisionTransformer, notes: list[str]
+    checkpoint: Checkpoint, converted: Converted, fitted: Fitted, model: Backbone, notes: list[str]
 ) -> LoadReport:
     names, remark = checkpoint.class_names, []
     head = converted.tensors.get("head.weight")
@@ -242,7 +243,7 @@ def _report(
     )
 
 
-def _preprocess_for(config: ViTConfig, spec: PreprocessSpec | None) -> PreprocessSpec:
+def _preprocess_for(config: NetworkConfig, spec: PreprocessSpec | None) -> PreprocessSpec:
     """Return the source's preprocessing at the model's picture size and number of channels."""
     spec = spec or PreprocessSpec()
     if config.in_chans == len(spec.mean):
