@@ -103,3 +103,15 @@ def test_from_state_dict__asks_for_what_weights_do_not_tell():
         ViTConfig.from_state_dict(weights, known={"img_size": 224})
     with pytest.raises(RequestError, match="not in timm's ViT layout"):
         ViTConfig.from_state_dict({"conv_proj.weight": torch.zeros(1)})
+
+
+def test_from_state_dict__a_square_number_of_rows_may_include_the_class_token():
+    """Nine rows are 3 x 3 patches, or, where it is known that the class token has a position, no square grid: asked."""
+    fields = {"img_size": (32, 16), "patch_size": (8, 8), "embed_dim": 12, "depth": 1, "num_heads": 2}
+    weights = VisionTransformer(ViTConfig.from_mapping(fields)).state_dict()
+    known = {"num_heads": 2, "norm_eps": 1e-6, "act_layer": "gelu", "global_pool": "token"}
+    assert ViTConfig.from_state_dict(weights, known=known).no_embed_class
+    with pytest.raises(RequestError, match="do not tell img_size"):
+        ViTConfig.from_state_dict(weights, known={**known, "no_embed_class": False})
+    found = ViTConfig.from_state_dict(weights, known={**known, "img_size": (32, 16), "patch_size": 8})
+    assert found.grid_size == (4, 2)
