@@ -4,11 +4,13 @@
 #   PYTHON=python3  the interpreter that makes it (3.11 or newer)
 #   CONSTRAINTS=    install without the tested versions, e.g. on a platform that has no wheel of them
 #   ARGS=...        more arguments for `make test` (make test ARGS="-k loading -x")
+#   WORKERS=2       test processes, each with one thread
 
 VENV ?= .venv
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 ARGS ?=
+WORKERS ?= 2
 
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
@@ -43,7 +45,7 @@ quickstart: $(VENV)/.demo  ## fine-tune real pretrained weights on real pictures
 	$(BIN)/python recipes/quickstart.py
 
 test: $(VENV)/.dev  ## run all tests and report the package's coverage
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --cov --cov-report=term $(ARGS)
 
 lint: $(VENV)/.dev  ## ruff (rules and formatting) and codespell
 	$(BIN)/ruff check .
