@@ -61,7 +61,8 @@ def load_pretrained(
     _check_choices(head, pos_embed)
     checkpoint = read_source(source)
     with _naming(checkpoint):
-        converted = converted_from(checkpoint, model.config.to_mapping(), wanted=names_of(model.config))
+        known = model.config.to_mapping() | ({"num_classes": 0} if head == "drop" else {})
+        converted = converted_from(checkpoint, known, wanted=names_of(model.config))
         grid = grid or stated_grid(checkpoint, converted.tensors)
         if head == "keep":
             _size_head(model, converted.tensors, pos_embed, grid)
@@ -107,7 +108,8 @@ def from_pretrained(
     with _naming(checkpoint):
         named = variant_config(name) if name else stated_config(checkpoint)
         known = variant_config(name).to_mapping() if name else dict(overrides)
-        known.pop("img_size", None)  # that of the file, which the weights know
+        if any("pos" in key for key in checkpoint.tensors):
+            known.pop("img_size", None)  # that of the file, whose positions know it; formulas are made for the new one
         converted = converted_from(checkpoint, known, wanted=names_of(named) if named else ())
         config = source_config(checkpoint, converted.tensors, name=name, known={**overrides, **converted.fields})
         keeps_head = num_classes is None and "head.weight" in converted.tensors

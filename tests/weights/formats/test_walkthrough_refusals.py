@@ -8,9 +8,10 @@ from torch import nn
 
 from vit_finetune.common.errors import NotRepresentable, RequestError
 from vit_finetune.models import VisionTransformer, ViTConfig
-from vit_finetune.weights import convert_state_dict, detect_format
+from vit_finetune.weights import convert_state_dict, detect_format, from_pretrained
 from vit_finetune.weights.conversion import from_timm, to_timm
 from vit_finetune.weights.formats import FORMATS
+from vit_finetune.weights.formats.simple_vit import sincos_table
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 5}
 UNBIASED = {"qkv_bias": False, "norm_eps": 1e-5}
@@ -181,3 +182,15 @@ def test_zuppichini__three_revisions_share_their_names():
     with pytest.raises(RequestError, match="say which one it is") as caught:
         detect_format({name: torch.zeros(1) for name in names})
     assert all(f"zuppichini_separate{end}" in str(caught.value) for end in ("", "_scaled_after", "_scaled_by_width"))
+
+
+def test_from_pretrained__makes_simple_vits_table_for_the_picture_size(tmp_path):
+    """A file without positions is loaded for the size that is asked for, with the table of that size."""
+    config = ViTConfig.from_mapping({**SMALL, **NORMED, "class_token": False, "global_pool": "avg", "fc_norm": False})
+    model = VisionTransformer(config)
+    model.pos_embed.data = sincos_table((4, 4), 24)
+    model.blocks[0].attn.proj.bias.data.zero_()
+    torch.save(from_timm(model.state_dict(), FORMATS["simple_vit"], config), tmp_path / "simple.pt")
+    larger, _ = from_pretrained(tmp_path / "simple.pt", num_heads=3, patch_size=8, img_size=(48, 32))
+    assert torch.equal(larger.pos_embed, sincos_table((6, 4), 24))
+    assert torch.equal(larger.blocks[0].attn.qkv.weight, model.blocks[0].attn.qkv.weight)
