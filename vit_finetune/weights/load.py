@@ -110,6 +110,8 @@ def from_pretrained(
         known = variant_config(name).to_mapping() if name else dict(overrides)
         if any("pos" in key for key in checkpoint.tensors):
             known.pop("img_size", None)  # that of the file, whose positions know it; formulas are made for the new one
+        known.pop("num_classes", None)
+        known |= {} if num_classes is None else {"num_classes": 0}  # a new head: the file's isn't wanted
         converted = converted_from(checkpoint, known, wanted=names_of(named) if named else ())
         config = source_config(checkpoint, converted.tensors, name=name, known={**overrides, **converted.fields})
         keeps_head = num_classes is None and "head.weight" in converted.tensors
@@ -159,7 +161,7 @@ def _naming(checkpoint: Checkpoint) -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise RequestError(f"{checkpoint.description}: {error}") from error
+        raise type(error)(f"{checkpoint.description}: {error}") from error
 
 
 def _empty_model(config: NetworkConfig, name: str | None) -> Backbone:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from formats_helpers import randomize
 
-from vit_finetune import NotRepresentable, RequestError, convert_checkpoint
+from vit_finetune import NotRepresentable, RequestError, convert_checkpoint, from_pretrained, load_pretrained
 from vit_finetune.models import VisionTransformer, ViTConfig
 from vit_finetune.weights import detect_format, inspect_checkpoint, read_source
 from vit_finetune.weights.conversion import converted_from, from_timm
@@ -209,6 +209,18 @@ def test_jax__layer_before_the_head_goes_only_with_the_head(tmp_path):
     report = convert_checkpoint(path, tmp_path / "dropped", to="timm", head="drop")
     assert {"pre_logits/kernel", "pre_logits/bias", "head/kernel", "head/bias"} == report.dropped.keys()
     assert report.config["num_classes"] == 0
+
+
+def test_jax__loading_without_the_head_needs_no_layer_before_it(tmp_path):
+    """Fine-tuning from such a file starts with a new head; keeping its own is refused."""
+    path = npz(tmp_path, **{"pre_logits/kernel": np.ones((32, 32), "f4"), "pre_logits/bias": np.ones(32, "f4")})
+    model, report = from_pretrained(path, num_classes=3)
+    assert model.num_classes == 3
+    assert {"pre_logits/kernel", "pre_logits/bias", "head/kernel", "head/bias"} == report.dropped.keys()
+    assert load_pretrained(model, path).dropped.keys() == report.dropped.keys()
+    for load in (from_pretrained, lambda source: load_pretrained(model, source, head="keep")):
+        with pytest.raises(NotRepresentable, match="a tanh layer before the head"):
+            load(path)
 
 
 def test_jax__hybrids_are_refused(tmp_path):
