@@ -24,21 +24,11 @@ from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.models import Backbone, NetworkConfig, RelPosViTConfig, ViTConfig, variant_config
 from vit_finetune.weights.metadata import embedded_metadata, settle_header
+from vit_finetune.weights.timm_config import NOT_IN_JSON
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
 
-# A network that differs from its registered name in one of these has no description in timm's JSON.
-_NOT_IN_JSON = {
-    "distilled": "timm ties it to the name",
-    "embed_norm": "timm takes a Python class for it",
-    "patch_norm_in": "no plain ViT of timm's has such a norm",
-    "attn_head_dim": "timm's plain ViT divides its width among the heads",
-    "mlp_layer": "timm takes a Python class for it",
-    "attn_layer": "timm takes a Python class for it",
-    "block_fn": "timm takes a Python class for it",
-    "norm_eps": "timm takes it inside a Python function only",
-}
 # `num_classes` stands beside `model_args` (see above); the other one acts before there are weights.
 _NOT_AN_ARGUMENT = ("num_classes", "weight_init")
 # Options of training that timm's class of the family lacks; without them the network evaluates the same.
@@ -120,7 +110,7 @@ def timm_model_args(config: NetworkConfig, architecture: str) -> dict[str, Any]:
     values, theirs = config.to_mapping(), registered.to_mapping()
     unknown = _UNKNOWN_TO_TIMM.get(type(config), ())
     differing = [name for name in values if name not in (*_NOT_AN_ARGUMENT, *unknown) and values[name] != theirs[name]]
-    problems = [f"{name} ({_NOT_IN_JSON[name]})" for name in differing if name in _NOT_IN_JSON]
+    problems = [f"{name} ({NOT_IN_JSON[name]})" for name in differing if name in NOT_IN_JSON]
     if "norm_layer" in differing and not isinstance(config, ViTConfig):
         problems.append("norm_layer (timm takes a Python class for it)")
     elif "norm_layer" in differing and config.norm_eps != _EPS_OF_NAMED_NORM:

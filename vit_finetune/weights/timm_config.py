@@ -15,6 +15,8 @@ from vit_finetune.weights.rules import structure
 NOT_IN_JSON = {
     "distilled": "timm ties it to the name",
     "embed_norm": "timm takes a Python class for it",
+    "patch_norm_in": "no plain ViT of timm's has such a norm",
+    "attn_head_dim": "timm's plain ViT divides its width among the heads",
     "mlp_layer": "timm takes a Python class for it",
     "attn_layer": "timm takes a Python class for it",
     "block_fn": "timm takes a Python class for it",
