@@ -44,6 +44,7 @@ def network_of(plan: Plan, layout: Format, *, stated: ViTConfig | None, names_on
 
 
 def _told(plan: Plan, layout: Format, *, names_only: bool) -> ViTConfig:
+    _refuse_lesser_first_block(plan, layout)
     known = {**(_TRACELESS if names_only else {}), **plan.fields}
     if names_only and "cls_token" in plan.tensors and not {"fc_norm.weight", "attn_pool.latent"} & plan.tensors.keys():
         known.setdefault("global_pool", "token")
@@ -61,6 +62,21 @@ def _told(plan: Plan, layout: Format, *, names_only: bool) -> ViTConfig:
         raise RequestError(f"the {layout.name} tensors lack {name}") from error
     except (IndexError, ValueError, ZeroDivisionError) as error:
         raise RequestError(f"the {layout.name} tensors have shapes that no network has ({error})") from error
+
+
+def _refuse_lesser_first_block(plan: Plan, layout: Format) -> None:
+    """Refuse a first block without what another has: blocks are read off it, and the others would seem too much."""
+    parts = [name.split(".", 2) for name in plan.tensors if name.startswith("blocks.")]
+    lacking = {
+        first: ".".join(part) for part in parts if (first := ".".join(["blocks", "0", *part[2:]])) not in plan.tensors
+    }
+    if lacking:
+        told = [
+            f"{_in_their_words(first, plan, layout)} beside {_in_their_words(other, plan, layout)}"
+            for first, other in lacking.items()
+        ]
+        more = f" and {len(told) - _LISTED} more" if len(told) > _LISTED else ""
+        raise RequestError(f"the {layout.name} tensors lack {', '.join(told[:_LISTED])}{more}: blocks have equal names")
 
 
 def _compare(tensors: Mapping[str, Lazy], wanted: Mapping[str, tuple[int, ...]], plan: Plan, layout: Format) -> None:
@@ -90,13 +106,23 @@ def _compare(tensors: Mapping[str, Lazy], wanted: Mapping[str, tuple[int, ...]],
 
 
 def _in_their_words(name: str, plan: Plan, layout: Format) -> str:
-    """Return what the file would have called a tensor of ours, as its first rule says."""
-    for rule in layout.rules:
-        for target in rule.targets:
-            if match := template(target).fullmatch(name):
-                texts = [fill(text, match.groupdict()) for text in rule.sources if text is not None]
-                return ", ".join(plan.names.get(text, text).removeprefix("/") for text in texts)
-    return name
+    """Return what the file would have called a tensor of ours: as its kin there are spelt, else by the first rule."""
+    spellings = [
+        (rule.sources, match.groupdict())
+        for rule in layout.rules
+        for target in rule.targets
+        if (match := template(target).fullmatch(name))
+    ]
+    if not spellings:
+        return name
+    has_kin = (
+        found
+        for found in spellings
+        if any(template(text).fullmatch(n) for text in found[0] if text for n in plan.names)
+    )
+    sources, values = next(has_kin, spellings[0])
+    texts = [fill(text, values) for text in sources if text is not None]
+    return ", ".join(plan.names.get(text, text).removeprefix("/") for text in texts)
 
 
 def refuse_not_finite(name: str, value: torch.Tensor) -> None:

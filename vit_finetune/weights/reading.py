@@ -82,13 +82,14 @@ def _item(i: int) -> Callable[[Tensor], Tensor]:
     return lambda value: value[i]
 
 
+_LISTED = 8
 _Groups = dict[tuple[str, ...], tuple[Rule, dict[int, str]]]
 
 
 def _sorted_out(bare: Mapping[str, Lazy], plan: Plan, layout: Format, *, has_prefix: bool) -> tuple[_Groups, Plan]:
     """Find for every name its rule, or the reason why it has none, which goes into the plan."""
     groups: _Groups = {}
-    names, unknown = plan.names, []
+    names, unknown, integers = plan.names, [], []
     for name, value in bare.items():
         if (reason := reason_for(name, layout.before_head)) and plan.fields.get("num_classes") == 0:
             plan.dropped[names[name]] = reason
@@ -102,6 +103,8 @@ def _sorted_out(bare: Mapping[str, Lazy], plan: Plan, layout: Format, *, has_pre
                 others = ", ".join(names[part] for part in parts.values())
                 raise RequestError(f"the file holds two tensors for {', '.join(targets)}: {others}, {names[name]}")
             parts[position] = name
+            if not value.meta.is_floating_point():
+                integers.append(f"{names[name]} ({str(value.meta.dtype).removeprefix('torch.')})")
         elif reason := reason_for(name, layout.aside):
             plan.aside[names[name]] = value
             plan.dropped[names[name]] = reason
@@ -117,6 +120,8 @@ def _sorted_out(bare: Mapping[str, Lazy], plan: Plan, layout: Format, *, has_pre
     if unknown or incomplete:
         sides = two_sides(unknown, incomplete, "without a rule", "incomplete")
         raise RequestError(f"the {layout.name} names don't add up; {sides}")
+    if integers:  # here, as a rule may join them with others to what has a fraction
+        raise RequestError(f"{len(integers)} not of a floating-point type: {', '.join(integers[:_LISTED])}")
     return groups, plan
 
 

@@ -115,6 +115,10 @@ def _dinov2_check(config: ViTConfig) -> str:
     return ""
 
 
+def _registers_check(config: ViTConfig) -> str:
+    return _dinov2_check(config) if config.reg_tokens else "no register tokens (facebook_dinov2 holds it)"
+
+
 def _is_gated(config: ViTConfig) -> bool:
     return config.mlp_layer == "swiglu_packed"
 
@@ -176,6 +180,7 @@ DINOV2_REGISTERS = replace(
     rules=(Rule("register_tokens", "reg_token"), *DINOV2.rules),
     rewrites=(CLASS_POSITION,),
     holds={**DINOV2.holds, "reg_tokens": (), "no_embed_class": (True,)},
+    check=_registers_check,
 )
 
 FORMATS = (MAE, DINO, DEIT3, DINOV2, DINOV2_REGISTERS)

@@ -38,7 +38,7 @@ def _after_by_head(fields: Mapping[str, Any]) -> tuple[float, float, float]:
 
 def _told(shapes: Mapping[str, tuple[int, ...]], fields: Mapping[str, Any]) -> dict[str, Any]:
     del fields
-    token = shapes.get("0.cls_token")
+    token = shapes.get("0.cls_token") or shapes.get("0.positions")
     return {"embed_dim": token[-1]} if token else {}
 
 
