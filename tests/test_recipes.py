@@ -29,7 +29,8 @@ def test_recipes__run_two_steps(path: Path, tmp_path: Path) -> None:
         *("model.pretrained=null", "model.name=vit_tiny_patch16_224", "model.img_size=32"),
         *("model.overrides.depth=2", "model.overrides.embed_dim=48"),
         *(f"data.root={root}", "train.steps=2", "train.global_batch_size=4", f"run.dir={tmp_path / 'run'}"),
-        *("schedule.warmup_epochs=0", "run.num_threads=1"),
+        *("schedule.warmup_steps=null", "schedule.warmup_epochs=null", "train.per_device_batch_size=auto"),
+        "run.num_threads=1",
     ]
     result = finetune(Config.load(path, overrides=overrides))
     assert result.num_steps == 2

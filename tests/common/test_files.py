@@ -72,6 +72,20 @@ def test_atomic_folder__interrupted(tmp_path: Path) -> None:
     assert everything(tmp_path) == set()
 
 
+def test_atomic_folder__replaces_when_told(tmp_path: Path) -> None:
+    """With replace, the older folder stays until the new one is whole, and nothing is left beside it."""
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("old")
+    with pytest.raises(PowerCutError), atomic_folder(target, replace=True):
+        raise PowerCutError
+    assert [path.name for path in target.iterdir()] == ["old"]
+    with atomic_folder(target, replace=True) as temporary:
+        (temporary / "new").write_text("new")
+    assert [path.name for path in target.iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_atomic_folder__refuses_an_existing_one(tmp_path: Path) -> None:
     """A folder that exists is named and left as it is, even an empty one."""
     target = tmp_path / "model"

@@ -123,12 +123,11 @@ def test_new_run_folder__appears_whole_in_the_place_of_an_older_run(tmp_path: Pa
     (run_dir / "old.txt").write_text("of the older run")
     with new_run_folder(run_dir) as folder:
         (folder / "config.yaml").write_text("new")
-        assert not run_dir.exists()
+        assert (run_dir / "old.txt").is_file(), "the older run goes only when the new folder is whole"
     assert sorted(path.name for path in run_dir.iterdir()) == ["checkpoints", "config.yaml"]
     with pytest.raises(KeyError), new_run_folder(tmp_path / "other"):
         raise KeyError
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
-
 
 
 def restored(run: Run, **changes: Any) -> Progress:

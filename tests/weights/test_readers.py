@@ -147,7 +147,7 @@ def test_read_file__duplicate_names(tmp_path):
         ("a.pth", b"hello world", "a.pth"),
         ("a.pt", b"\xff\xd8\xff\xe0" * 100, "a.pt"),
         ("a.bin", b"PK\x03\x04" + bytes(50), "a.bin"),
-        ("a.jpg", b"\xff\xd8", "allowed endings: .safetensors, .pth, .pt, .bin"),
+        ("a.jpg", b"\xff\xd8", "allowed endings: .safetensors, .pth, .pt, .bin, .npz, .onnx"),
     ],
 )
 def test_read_file__foreign_files(tmp_path, name, content, message):
@@ -240,7 +240,9 @@ def test_read_shards(tmp_path):
 
 
 def test_read_source__npz_is_not_unpickled(tmp_path):
-    """A format that isn't read yet is refused by its ending, whatever it holds."""
-    np.savez(tmp_path / "a.npz", x=np.zeros(3))
-    with pytest.raises(RequestError, match="allowed endings"):
-        read_source(tmp_path / "a.npz")
+    """Arrays of numbers are read, arrays of Python objects are refused before anything is unpickled."""
+    np.savez(tmp_path / "a.npz", x=np.arange(3.0))
+    assert read_source(tmp_path / "a.npz").tensors["x"].tolist() == [0.0, 1.0, 2.0]
+    np.savez(tmp_path / "b.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(RequestError, match="Python objects"):
+        read_source(tmp_path / "b.npz")

@@ -58,16 +58,17 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, *, replace: bool = False) -> Iterator[Path]:
     """Yield a temporary folder; when the block ends well, sync its files and rename it to `path`.
 
     Args:
-        path: the folder to appear; it must not exist yet.
+        path: the folder to appear.
+        replace: let an older folder at `path` go, once the new one is whole.
 
     Raises:
-        RequestError: `path` exists.
+        RequestError: `path` exists and is not to be replaced.
     """
-    if path.exists():
+    if path.exists() and not replace:
         raise RequestError(f"{path} exists already; choose another place or remove it first")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
@@ -77,8 +78,13 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             sync(entry)
         sync(temporary)
         temporary.chmod(0o755)
+        old = path.with_name(f".{path.name}.old")
+        shutil.rmtree(old, ignore_errors=True)  # left by a process that was killed right here
+        if path.exists():
+            path.rename(old)
         temporary.rename(path)
         sync(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

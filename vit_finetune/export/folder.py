@@ -11,7 +11,6 @@ Sources: timm `models/_hub.py` (`_parse_model_cfg`), transformers `models/timm_w
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -74,16 +73,11 @@ def export_model_folder(
     model_args = timm_model_args(model.config, name)
     names = None if class_names is None else list(class_names)
 
-    place = dst.with_name(f".{dst.name}.new") if dst.exists() else dst
-    if place != dst:
-        shutil.rmtree(place, ignore_errors=True)  # left by an export that was killed
-    with atomic_folder(place) as folder:
+    with atomic_folder(dst, replace=overwrite) as folder:
         metadata = embedded_metadata(name, model_args, preprocess=preprocess, class_names=names)
         save_file(_tensors(model), folder / WEIGHTS_NAME, metadata=metadata)
         settle_header(folder / WEIGHTS_NAME)
         write_json(folder / CONFIG_NAME, _timm_config(model, name, model_args, preprocess, names))
-    if place != dst:
-        _replace(dst, place)
     return dst
 
 
@@ -196,12 +190,3 @@ def _timm_config(
 def _is_distilled(config: NetworkConfig) -> bool:
     """Return whether the network has a distillation token, and in timm a second head."""
     return isinstance(config, ViTConfig) and config.distilled
-
-
-def _replace(dst: Path, new: Path) -> None:
-    """Put a finished folder in the place of an older one, which is removed last."""
-    old = dst.with_name(f".{dst.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    dst.rename(old)
-    new.rename(dst)
-    shutil.rmtree(old)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,12 +80,7 @@ def new_run_folder(run_dir: Path) -> Iterator[Path]:
     Args:
         run_dir: the run's folder; an older run there goes, as `check_run_folder` allowed.
     """
-    if run_dir.is_dir():
-        old = run_dir.with_name(f".{run_dir.name}.old")
-        shutil.rmtree(old, ignore_errors=True)  # left by a run that was killed right here
-        run_dir.rename(old)
-        shutil.rmtree(old)
-    with atomic_folder(run_dir) as folder:
+    with atomic_folder(run_dir, replace=True) as folder:
         (folder / "checkpoints").mkdir()
         yield folder
 

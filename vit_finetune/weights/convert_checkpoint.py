@@ -6,9 +6,6 @@ Only the proof builds networks.
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -88,24 +85,8 @@ def convert_checkpoint(
         raise RequestError(f"{conversion.target.library} reads no weights in several files; leave max_shard_size out")
     if dry_run:
         return _report(checkpoint, conversion, {}, None, notes=_described(checkpoint, conversion)[2])
-    with _appearing(dst) as folder:
+    with atomic_folder(dst, replace=overwrite) as folder:
         return _write(folder, dst, checkpoint, conversion, max_shard_size=max_shard_size, verify=verify)
-
-
-@contextmanager
-def _appearing(dst: Path) -> Iterator[Path]:
-    """Yield a folder that becomes `dst` when the block ends well, in the place of an older one."""
-    place = dst.with_name(f".{dst.name}.new") if dst.exists() else dst
-    if place != dst:
-        shutil.rmtree(place, ignore_errors=True)  # left by a conversion that was killed
-    with atomic_folder(place) as folder:
-        yield folder
-    if place != dst:
-        old = dst.with_name(f".{dst.name}.old")
-        shutil.rmtree(old, ignore_errors=True)
-        dst.rename(old)
-        place.rename(dst)
-        shutil.rmtree(old)
 
 
 def _write(
