@@ -283,18 +283,3 @@ def test_labels__only_those_of_this_head(tmp_path):
     assert list(json.loads((tmp_path / "kept" / "config.json").read_text())["id2label"].values()) == list(NAMES)
     convert_checkpoint(tmp_path / "good", tmp_path / "dropped", to="hf_vit", verify=False, head="drop")
     assert "id2label" not in json.loads((tmp_path / "dropped" / "config.json").read_text())
-
-
-def test_convert_checkpoint__the_same_format_keeps_names_and_what_was_set_aside(tmp_path):
-    """A file converted into its own format has the same names, each once, and the values that timm has no place for."""
-    from transformers import Dinov2Config, Dinov2ForImageClassification
-
-    config = Dinov2Config(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, num_labels=3)
-    model = Dinov2ForImageClassification(config)
-    torch.nn.init.normal_(model.dinov2.embeddings.mask_token)
-    model.save_pretrained(tmp_path / "theirs")
-    convert_checkpoint(tmp_path / "theirs", tmp_path / "again", to="hf_dinov2", verify=False)
-    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("theirs", "again"))
-    assert before.keys() == after.keys()
-    for name, tensor in before.items():
-        assert torch.equal(tensor, after[name]), name

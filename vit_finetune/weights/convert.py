@@ -137,9 +137,9 @@ def plan_conversion(
         plan, layout, stated=stated, names_only=target.name == "timm" if names_only is None else names_only
     )
     ours, network_out, notes = _changed(plan.tensors, network, changes, target)
-    is_same = target is layout  # then spellings stay, and what was set aside still has its place
-    out = plan_from_timm(ours, target, network_out, names=plan.names if is_same else None)
-    out.tensors.update(plan.aside if is_same else {})
+    out = plan_from_timm(ours, target, network_out, names=None)
+    if target is layout:  # what it set aside still has its place there
+        out.tensors.update({name: value for name, value in plan.aside.items() if name not in out.tensors})
     headless = {name for key in plan.tensors.keys() - ours.keys() for name in plan.tensors[key].sources}
     dropped = {**checkpoint.dropped, **plan.dropped, **dict.fromkeys(sorted(headless), "head='drop' was asked for")}
     return Conversion(
