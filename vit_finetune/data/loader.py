@@ -7,7 +7,6 @@ hold no state, and neither their number nor the number of ranks changes a pixel.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple
@@ -19,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_finetune.common.errors import RequestError, VitFinetuneError
+from vit_finetune.common.machine import num_cores
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.data.image_set import ImageSet
 from vit_finetune.data.order import eval_indices, global_batch, rank_part
@@ -219,8 +219,7 @@ def default_num_workers(device_kind: str, world_size: int) -> int:
     """
     if device_kind == "cpu":
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(_MAX_WORKERS, max(1, cores // world_size))
+    return min(_MAX_WORKERS, max(1, num_cores() // world_size))
 
 
 def _steps(results: Iterator[_Result]) -> Iterator[list[Batch]]:
