@@ -322,22 +322,25 @@ def test_documentation__everything_public_has_a_docstring() -> None:
     assert not silent, f"without a docstring: {silent}"
 
 
+def config_classes() -> list[ast.ClassDef]:
+    """Return the sections of the configuration, wherever in config/ they stand."""
+    found = [node for module in modules() if module.room == "config" for node in module.tree.body]
+    return [node for node in found if isinstance(node, ast.ClassDef)]
+
+
 def config_fields() -> set[tuple[str, str]]:
-    """Return (section class, field) of every field in config.py: annotated, public, in a class that has a base."""
-    config = next((module for module in modules() if module.name == "config"), None)
-    if config is None:
-        pytest.skip("vit_finetune/config.py is not there yet")
+    """Return (section class, field) of every field of the configuration: annotated, public, in a class with a base."""
     return {
         (node.name, statement.target.id)
-        for node in config.tree.body
-        if isinstance(node, ast.ClassDef) and node.bases
+        for node in config_classes()
+        if node.bases
         for statement in node.body
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
     }
 
 
 def test_config__every_field_is_read() -> None:
-    """Every option of a recipe is read as an attribute somewhere outside config.py: no dead option."""
+    """Every option of a recipe is read as an attribute somewhere outside config/: no dead option."""
     fields = config_fields()
     read = {
         node.attr
@@ -353,8 +356,7 @@ def test_config__every_field_is_read() -> None:
 def test_config__every_field_is_documented() -> None:
     """Every option of a recipe is followed by its documentation; a section is documented by its class."""
     fields = config_fields()
-    config = next(module for module in modules() if module.name == "config")
-    classes = [node for node in config.tree.body if isinstance(node, ast.ClassDef)]
+    classes = config_classes()
     documented = set()
     for node in classes:
         for statement, following in zip(node.body, [*node.body[1:], ast.Pass()], strict=True):

@@ -1,6 +1,6 @@
 """Recipes as files: find one by name, read it, lay overrides over it, check it and explain what is wrong with it.
 
-Not the options themselves: those are the fields of `config.py`.
+Not the options themselves: those are the fields of `config/`.
 """
 
 from __future__ import annotations

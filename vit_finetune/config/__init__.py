@@ -1,0 +1,69 @@
+"""The configuration of a run: frozen, strict, one place for every option with its unit and default.
+
+A recipe is this, as YAML. "auto" stays "auto" here: what it resolved to is in the run's `plan.json`.
+It is read by the assembly level only and passed down as plain values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vit_finetune.config.data import DataConfig
+from vit_finetune.config.model import ModelConfig
+from vit_finetune.config.running import CheckpointConfig, EvaluationConfig, RunConfig
+from vit_finetune.config.training import OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
+from vit_finetune.recipe import Section, apply_override, plain, read_recipe, write_yaml
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EvaluationConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "ScheduleConfig",
+    "TrainConfig",
+    "TuningConfig",
+]
+
+
+class Config(Section):
+    """A whole run; see each section. `Config.load` reads YAML, a mapping, or takes a Config as it is."""
+
+    model: ModelConfig
+    data: DataConfig
+    tuning: TuningConfig = TuningConfig()
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    run: RunConfig = RunConfig()
+
+    @classmethod
+    def load(cls, source: Config | Mapping[str, Any] | str | Path, *, overrides: Iterable[str] = ()) -> Config:
+        """Read and check a configuration.
+
+        Args:
+            source: a YAML file, the name of a shipped recipe, a run's folder, a mapping of sections, or a Config.
+            overrides: `section.key=value` texts, the values in YAML; see `recipe.apply_override`.
+
+        Returns:
+            The configuration, frozen.
+
+        Raises:
+            RequestError: the file cannot be read, or some keys or values are wrong; all are listed.
+        """
+        if isinstance(source, Config):
+            source = source.model_dump()
+        values: dict[str, Any] = plain(source) if isinstance(source, Mapping) else read_recipe(source)
+        for text in overrides:
+            apply_override(values, text)
+        return cls.parse(values)
+
+    def to_yaml(self) -> str:
+        """Return the whole configuration as YAML that `load` reads back equal."""
+        return write_yaml(self.model_dump(mode="json"))

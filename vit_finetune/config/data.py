@@ -1,0 +1,67 @@
+"""Options of the section `data`: which pictures, how they are split and varied."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vit_finetune.config.kinds import Fraction, PositiveFloat
+from vit_finetune.recipe import Section
+
+
+class DataConfig(Section):
+    """Which pictures, how they are split and how training varies them."""
+
+    root: str | None = None
+    """Folder of pictures: root/train/CLASS/..., or root/CLASS/... which is split for you."""
+    source: str | None = None
+    """Instead of root: a data set name on the Hub, a saved data set, or a parquet/arrow file or folder."""
+    train_split: str = "train"
+    """Name of the split to train on."""
+    val_split: str | None = "val"
+    """Name of the split that selects the best checkpoint; null trains without one."""
+    test_split: str | None = None
+    """Name of a split that is opened once, at the end."""
+    val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    """Share of each class held out where the data has no val split."""
+    image_column: str | None = None
+    """Column of the pictures in a `source`; null finds the only one."""
+    label_column: str | None = None
+    """Column of the labels in a `source`; null finds the only one."""
+    scale: tuple[Fraction, Fraction] = (0.08, 1.0)
+    """Area of the random crop as a share of the picture: [least, most]."""
+    ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
+    """Aspect ratio of the random crop, width / height: [least, most]."""
+    hflip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    vflip: Fraction = 0.0
+    """Probability of a vertical flip."""
+    color_jitter: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of random brightness, contrast and saturation; 0.4 is usual, 0 is off."""
+    auto_augment: Literal["randaugment", "trivialaugment"] | None = None
+    """A torchvision policy of random operations."""
+    random_erasing: Fraction = 0.0
+    """Probability that a random rectangle is erased."""
+    interpolation: Literal["bicubic", "bilinear", "nearest", "lanczos"] | None = None
+    """How pictures are resized; null takes the checkpoint's."""
+    crop_pct: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Share of the resized picture that evaluation's centre crop keeps; null takes the checkpoint's."""
+    crop_mode: Literal["center", "squash", "border"] | None = None
+    """Evaluation: centre crop, resize both sides freely, or pad; null takes the checkpoint's."""
+    mean: tuple[float, ...] | None = None
+    """Per channel, of pixels in [0, 1]; null takes the checkpoint's."""
+    std: tuple[PositiveFloat, ...] | None = None
+    """Per channel, of pixels in [0, 1]; null takes the checkpoint's."""
+    num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    """Processes that decode pictures, per training process; auto: none on a CPU, up to 8 for an accelerator."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> DataConfig:
+        if (self.root is None) == (self.source is None):
+            raise ValueError("give exactly one of data.root (a folder) and data.source (a data set)")
+        for name in ("scale", "ratio"):
+            low, high = getattr(self, name)
+            if low > high or low == 0:
+                raise ValueError(f"data.{name} is [{low}, {high}]; give [least, most] with 0 < least <= most")
+        return self

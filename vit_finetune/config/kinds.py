@@ -1,0 +1,20 @@
+"""The kinds of values that options have; a wrong one is refused with its range."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+
+
+def _pair(value: object) -> object:
+    """Read one number as (number, number): sizes may be given as 224 or [224, 320]."""
+    return (value, value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]

@@ -1,0 +1,59 @@
+"""Options of the sections `evaluation`, `checkpoint` and `run`: what is scored, what is kept, and where it runs."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vit_finetune.config.kinds import PositiveFloat, PositiveInt
+from vit_finetune.recipe import Section
+
+
+class EvaluationConfig(Section):
+    """When the val split is scored, and what decides."""
+
+    every_steps: PositiveInt | None = None
+    """Evaluate every so many steps. Give steps, epochs or neither (once an epoch)."""
+    every_epochs: PositiveFloat | None = None
+    """Evaluate every so many passes over the training pictures."""
+    metric: Literal["accuracy", "macro_accuracy", "top5", "loss"] = "accuracy"
+    """The figure of the val split that chooses the best checkpoint."""
+    batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Pictures that one process scores at once; auto: as many as in training."""
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> EvaluationConfig:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise ValueError("give evaluation.every_steps or evaluation.every_epochs, not both")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When the state of the run is saved. It is also saved at each new best and at the end."""
+
+    every_steps: PositiveInt | None = None
+    """Save every so many steps; null saves at every evaluation."""
+    every_minutes: PositiveFloat | None = None
+    """Save, too, when so many minutes have passed since the last save."""
+    keep_last: PositiveInt = 3
+    """How many of the newest checkpoints are kept, besides the best."""
+
+
+class RunConfig(Section):
+    """Where the run lives and what it runs on."""
+
+    dir: str = "runs/default"
+    """Folder of the run; it must not exist yet."""
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    """Every random decision is a function of this and of its place in the run."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto: the accelerator that torch finds, else the CPU."""
+    num_threads: PositiveInt | Literal["auto"] = "auto"
+    """CPU threads per process; auto: the cores shared out among the processes of this machine."""
+    deterministic: bool = False
+    """On a GPU: only algorithms whose results repeat bit for bit (slower). A CPU repeats anyway."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Experiment trackers that get the figures of metrics.jsonl, through Accelerate."""
+    log_every_steps: PositiveInt = 1
+    """Training figures are written to metrics.jsonl every so many steps."""

@@ -1,0 +1,96 @@
+"""Options of the sections `tuning`, `train`, `optimizer` and `schedule`: what trains, how long and at which rate."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from vit_finetune.config.kinds import PositiveFloat, PositiveInt, Rate
+from vit_finetune.recipe import Section
+
+
+class TuningConfig(Section):
+    """Which parameters train."""
+
+    mode: Literal["full", "linear_probe", "last_n"] = "full"
+    """full: all; linear_probe: the head; last_n: the head, the final norm and the last `num_blocks` blocks."""
+    num_blocks: PositiveInt | None = None
+    """For last_n: how many blocks train, counted from the head."""
+
+    @model_validator(mode="after")
+    def _blocks_for_last_n(self) -> TuningConfig:
+        if (self.mode == "last_n") != (self.num_blocks is not None):
+            raise ValueError("tuning.num_blocks and tuning.mode: last_n go together; give both or neither")
+        return self
+
+
+class TrainConfig(Section):
+    """How long, in which batches, at which precision."""
+
+    task: Literal["multiclass"] = "multiclass"
+    """One class per picture, softmax cross-entropy."""
+    imbalance: Literal["none"] = "none"
+    """How skewed class counts are met."""
+    epochs: PositiveFloat | None = None
+    """Passes over the training pictures; may be a fraction. Give epochs or steps."""
+    steps: PositiveInt | None = None
+    """Optimizer steps. Give epochs or steps."""
+    global_batch_size: PositiveInt = 64
+    """Pictures per optimizer step over all processes; the same on any number of them."""
+    per_device_batch_size: PositiveInt | Literal["auto"] = "auto"
+    """Pictures that one process takes at once; the rest of its share is accumulated."""
+    mixed_precision: Literal["auto", "no", "bf16", "fp16"] = "auto"
+    """auto: bf16 (else fp16) on CUDA, full precision elsewhere."""
+    max_grad_norm: PositiveFloat | None = 1.0
+    """Global norm to which gradients are clipped; null does not clip."""
+    label_smoothing: Rate = 0.0
+    """Share of the target spread over all classes."""
+    grad_checkpointing: bool = False
+    """Recompute each block in the backward pass: less memory, more time, same numbers."""
+    compile: bool = False
+    """torch.compile the network; needs a compiler that torch finds."""
+
+    @model_validator(mode="after")
+    def _one_clock(self) -> TrainConfig:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of train.epochs and train.steps")
+        return self
+
+
+class OptimizerConfig(Section):
+    """The optimizer and its parameter groups."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """AdamW, or SGD with momentum."""
+    lr: PositiveFloat = 5e-4
+    """Peak learning rate of the head's group, for the global batch as it is (never rescaled)."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Of matrices; biases, norms, tokens, position embeddings and LayerScale have none."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Factor of the learning rate per depth below the head: 0.75 is usual for fine-tuning, 1 is off."""
+    momentum: Rate = 0.9
+    """Of SGD."""
+    nesterov: bool = False
+    """Of SGD."""
+    betas: tuple[Rate, Rate] = (0.9, 0.999)
+    """Of AdamW."""
+    eps: PositiveFloat = 1e-8
+    """Of AdamW."""
+
+
+class ScheduleConfig(Section):
+    """The learning rate as a function of the step."""
+
+    name: Literal["cosine", "linear", "constant"] = "cosine"
+    """Shape after the warm-up; cosine and linear reach 0 at the end."""
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear warm-up. Give steps, epochs or neither (no warm-up)."""
+    warmup_epochs: Annotated[float, Field(ge=0)] | None = None
+    """Warm-up in passes over the training pictures."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> ScheduleConfig:
+        if self.warmup_steps is not None and self.warmup_epochs is not None:
+            raise ValueError("give schedule.warmup_steps or schedule.warmup_epochs, not both")
+        return self
