@@ -27,7 +27,7 @@ HEAD_CHOICES: tuple[HeadChoice, ...] = ("drop", "keep", "match")
 HEAD_PARTS = ("head.", "head_dist.", "pre_logits.")
 _FINAL_NORMS = ("norm.", "fc_norm.")
 _POS_EMBED = "pos_embed"
-_BIAS_TABLE = ".relative_position_bias_table"
+BIAS_TABLE = ".relative_position_bias_table"
 _PATCH_WEIGHT = "patch_embed.proj.weight"
 
 
@@ -165,7 +165,7 @@ def _fit_bias_tables(
     fitted: Fitted, target: Mapping[str, Tensor], config: NetworkConfig, grid: tuple[int, int] | None
 ) -> None:
     """Resize BEiT's tables of biases by distance, one in each block, where the picture has another size."""
-    for name in (name for name in target if name.endswith(_BIAS_TABLE)):
+    for name in (name for name in target if name.endswith(BIAS_TABLE)):
         table = fitted.tensors.get(name)
         if table is None or table.ndim != 2 or table.shape == target[name].shape:
             continue

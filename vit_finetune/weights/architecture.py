@@ -50,7 +50,12 @@ def stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[
 
 
 def source_config(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, name: str | None, known: Mapping[str, Any]
+    checkpoint: Checkpoint,
+    tensors: Mapping[str, Tensor],
+    *,
+    name: str | None,
+    known: Mapping[str, Any],
+    family: type[NetworkConfig] = ViTConfig,
 ) -> NetworkConfig:
     """Return the network that a source's weights are for.
 
@@ -58,7 +63,8 @@ def source_config(
         checkpoint: the source.
         tensors: its tensors under timm's names.
         name: the architecture as the user names it; wins over what the source states.
-        known: `ViTConfig` fields that the user gives; used where only shapes are left to tell.
+        known: fields that the user gives; used where only shapes are left to tell.
+        family: the kind of network, used where neither of the others says it.
 
     Raises:
         RequestError: an unknown name, or nothing tells the architecture.
@@ -69,6 +75,6 @@ def source_config(
     if stated is not None:
         return stated
     try:
-        return ViTConfig.from_state_dict(tensors, known=known)
+        return family.from_state_dict(tensors, known=known)
     except RequestError as error:
         raise RequestError(f"the architecture is not stated: give name=...; {error}") from error
