@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _TABLE = "attn.relative_position_bias_table"
 _PATCHES = "patch_embed.proj.weight"
-# Names that only networks with rotary positions have; one without learned positions is such a network too.
+# Names that no plain ViT has.
 _ROPE_MARKS = (".gamma_1", ".attn.q_bias", ".attn.q_proj.weight", "rope.freqs")
 _UNTOLD_BY_ROPE = ("num_heads", "norm_eps", "img_size", "global_pool", "use_rot_pos_emb")
 _UNTOLD_IF_TURNED = ("rope_type", "rope_temperature", "rope_rotate_half", "rope_grid_indexing", "rope_grid_offset")
@@ -33,15 +33,15 @@ _UNTOLD_BY_REL_POS = ("norm_eps", "img_size", "global_pool")
 def family_of(names: Iterable[str]) -> type[NetworkConfig]:
     """Return the config of the family that has such names in timm's layout.
 
+    Perception Encoders have no other names than plain ViTs, and are taken for such: their architecture has to be named.
+
     Args:
         names: of a state dict.
     """
     names = list(names)
     if any(name.endswith(_TABLE) for name in names):
         return RelPosViTConfig
-    marked = any(name.endswith(_ROPE_MARKS) for name in names)
-    has_blocks = "blocks.0.norm1.weight" in names
-    return RopeViTConfig if marked or (has_blocks and "pos_embed" not in names) else ViTConfig
+    return RopeViTConfig if any(name.endswith(_ROPE_MARKS) for name in names) else ViTConfig
 
 
 def infer_rel_pos(tensors: Mapping[str, Tensor], known: Mapping[str, Any]) -> dict[str, Any]:

@@ -186,12 +186,8 @@ class RopeViTConfig(NetworkConfig):
         return cls.from_mapping(infer_rope(tensors, known or {}))
 
     def acting(self, name: str) -> Any:
-        """Return a field as the network acts on it: norms follow the pooling, alignment is in the MLP's width."""
-        acts = {
-            "use_fc_norm": self.norm_after_pool,
-            "use_post_transformer_norm": self.norm_before_pool,
-            "swiglu_align_to": self.swiglu_align_to > 0,
-        }
+        """Return a field as the network acts on it: norms follow the pooling."""
+        acts = {"use_fc_norm": self.norm_after_pool, "use_post_transformer_norm": self.norm_before_pool}
         return acts.get(name, getattr(self, name))
 
     def kv_heads(self, index: int) -> int:

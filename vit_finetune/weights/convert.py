@@ -165,8 +165,7 @@ def _layout(checkpoint: Checkpoint, source: str, stated: NetworkConfig | None) -
         source = "timm" if named else detect_format(checkpoint.tensors)
     layout = format_named(source)
     if stated is not None and type(stated) not in layout.families:
-        kinds = " or ".join(f"{family.KIND}s" for family in layout.families)
-        raise RequestError(f"the network that is named is a {stated.KIND}, but {layout.name} files hold {kinds}")
+        raise RequestError(f"the network that is named is a {stated.KIND}, but {layout.name} is for {layout.kinds}")
     return layout
 
 

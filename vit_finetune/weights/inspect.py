@@ -27,7 +27,7 @@ _SIZES = ("embed_dim", "depth", "patch_size")
 _PARTS = (
     *("img_size", "class_token", "no_embed_class", "reg_tokens", "distilled", "pre_norm", "qkv_bias", "block_fn"),
     *("mlp_layer", "mlp_ratio", "attn_layer", "norm_layer", "norm_after_pool"),
-    *("num_reg_tokens", "use_abs_pos_emb", "swiglu_mlp", "scale_mlp", "qkv_fused", "attn_type"),
+    *("num_reg_tokens", "use_abs_pos_emb", "swiglu_mlp", "scale_mlp", "qkv_fused", "attn_type", "rope_type"),
 )
 _CLOSEST = 5
 

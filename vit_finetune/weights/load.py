@@ -113,13 +113,7 @@ def from_pretrained(
         known.pop("num_classes", None)
         known |= {} if num_classes is None else {"num_classes": 0}  # a new head: the file's isn't wanted
         converted = converted_from(checkpoint, known, wanted=names_of(named) if named else ())
-        config = source_config(
-            checkpoint,
-            converted.tensors,
-            name=name,
-            known={**overrides, **converted.fields},
-            family=converted.family,
-        )
+        config = source_config(checkpoint, converted, name=name, known=overrides)
         keeps_head = num_classes is None and "head.weight" in converted.tensors
         classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
         model = _empty_model(config.updated({**overrides, "num_classes": classes}), name or checkpoint.architecture)

@@ -55,8 +55,8 @@ def widened(
 
 def _demand_family(layout: Format, config: NetworkConfig) -> None:
     if type(config) not in layout.families:
-        kinds = " or ".join(f"{family.KIND}s" for family in layout.families)
         raise NotRepresentable(
-            f"{layout.name} has no words for this network: it is a {config.KIND}, and {layout.name} holds {kinds}. "
+            f"{layout.name} has no words for this network: it is a {config.KIND}, and {layout.name} is for "
+            f"{layout.kinds}. "
             "Convert it to timm, which has all of them, or to a format of its kind"
         )

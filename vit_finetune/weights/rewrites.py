@@ -144,6 +144,14 @@ def _is_plain(config: NetworkConfig) -> bool:
     return isinstance(config, ViTConfig) and config.block_fn == "block" and config.attn_layer == "attention"
 
 
+def _has_prefix(config: NetworkConfig) -> bool:
+    return isinstance(config, ViTConfig) and config.num_prefix_tokens > 0
+
+
+def _is_not_distilled(config: NetworkConfig) -> bool:
+    return isinstance(config, ViTConfig) and not config.distilled
+
+
 WIDENINGS = (
     Widening(
         field="init_values",
@@ -162,14 +170,14 @@ WIDENINGS = (
     Widening(
         field="no_embed_class",
         value=False,
-        applies=lambda config: isinstance(config, ViTConfig) and config.num_prefix_tokens > 0,
+        applies=_has_prefix,
         words="positions of zeros were put in for class and register tokens",
         change=_add_zero_positions,
     ),
     Widening(
         field="no_embed_class",
         value=True,
-        applies=lambda config: isinstance(config, ViTConfig) and not config.distilled,
+        applies=_is_not_distilled,
         words="the positions of class and register tokens were added to the tokens",
         change=_merge_positions,
     ),

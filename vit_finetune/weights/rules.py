@@ -194,6 +194,11 @@ class Format:
     reference: Callable[[Path, Config], Callable[[Tensor], Tensor]] | None = None
     pos_embed: str = "bicubic"
 
+    @property
+    def kinds(self) -> str:
+        """The kinds of networks that the format holds, in words."""
+        return " or ".join(f"a {family.KIND}" for family in self.families)
+
     def matches(self, tensors: Mapping[str, Any]) -> bool:
         """Say whether names (and numbers of axes) carry this format's fingerprint, and no other's."""
         dotted = {f".{name.replace('/', '.')}": tensor for name, tensor in tensors.items()}

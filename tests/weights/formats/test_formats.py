@@ -73,9 +73,7 @@ def test_format__equals_its_library_and_comes_back(case, tmp_path, table):
             detect_format(checkpoint.tensors)
     layout = FORMATS[case.format]
     converted = converted_from(checkpoint, case.hints, source=case.format)
-    config = source_config(
-        checkpoint, converted.tensors, name=None, known=converted.fields, family=converted.family
-    )
+    config = source_config(checkpoint, converted, name=None, known={})
 
     images = torch.randn(2, config.in_chans, *case.img_size, dtype=torch.float64)
     with torch.no_grad():

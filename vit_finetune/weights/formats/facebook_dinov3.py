@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_finetune.common.errors import NotRepresentable
+from vit_finetune.common.errors import NotRepresentable, RequestError
 from vit_finetune.models.rope_config import RopeViTConfig
 from vit_finetune.weights.formats.facebook import SAME_BLOCK, TRAINING_HEAD
 from vit_finetune.weights.formats.hf_dinov3 import DINOV3_DEFAULTS, DINOV3_HOLDS, check_dinov3
@@ -47,8 +47,9 @@ def _masked_keys_off(tensors: Tensors, fields: Mapping[str, Any]) -> dict[str, L
     for name in [name for name in tensors if name.endswith(_MASK)]:
         bias = name.removesuffix("_mask")
         whole, mask = changed.pop(bias, None), changed.pop(name)
-        if whole is None:
-            raise NotRepresentable(f"{name} masks {bias}, which the file lacks; the file is not whole")
+        if whole is None or whole.shape != mask.shape:
+            shape = "is not there" if whole is None else f"has the shape {list(whole.shape)}"
+            raise RequestError(f"{name} has the shape {list(mask.shape)}, but the bias that it masks {shape}")
         for part, start in (("q", 0), ("v", 2)):
             target = bias.replace("qkv.bias", f"{part}_bias")
             changed[target] = combine(_third(start), [whole, mask], f"the bias of {part}, masked")
@@ -82,6 +83,8 @@ def _without_periods(tensors: Tensors, fields: Mapping[str, Any]) -> dict[str, L
     changed = dict(tensors)
     if (table := changed.pop(_PERIODS, None)) is None:
         return changed
+    if len(table.shape) != 1:
+        raise RequestError(f"{_PERIODS} has the shape {list(table.shape)} instead of one period for each angle")
     temperature = fields["rope_temperature"]
     wanted, found = periods(4 * table.shape[0], temperature), table.compute()
     # Files may hold them in bfloat16, which has three digits.
@@ -105,7 +108,7 @@ def _with_periods(tensors: Tensors, config: RopeViTConfig) -> dict[str, Lazy]:
 
 def _told(shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - as all
     table, token = shapes.get(_PERIODS), shapes.get("cls_token")
-    return {"num_heads": token[-1] // (4 * table[0])} if table and token and table[0] else {}
+    return {"num_heads": token[-1] // (4 * table[0])} if table and token and len(table) == 1 and table[0] else {}
 
 
 FACEBOOK_DINOV3 = Format(
