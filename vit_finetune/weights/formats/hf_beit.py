@@ -13,36 +13,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from vit_finetune.common.errors import NotRepresentable
 from vit_finetune.models.rel_pos_vit import RelPosViTConfig
 from vit_finetune.weights.formats.hf import LAYER, PATCH_RULE, VIT_ALIASES, config_of, fields_from, reference
-from vit_finetune.weights.lazy import Lazy, combine
-from vit_finetune.weights.rewrites import Rewrite, Tensors
+from vit_finetune.weights.formats.microsoft_beit import GUESSES, INDEX, SHARED_BIASES, SHARED_TABLE, pooling_told
 from vit_finetune.weights.rules import Format, Rule
 
 _SELF = f"{LAYER}.attention.attention"
 _BIAS = "relative_position_bias.relative_position_bias_table"
-_SHARED = "rel_pos_bias.relative_position_bias_table"
 _SEGMENTS = "a head for segmentation, whose network has no final norm; take the classifier that it was made from"
-
-
-def _expanded(tensors: Tensors, fields: Mapping[str, Any]) -> dict[str, Lazy]:  # noqa: ARG001 - one signature for all
-    changed = dict(tensors)
-    shared = changed.pop(_SHARED, None)
-    if shared is None:
-        return changed
-    for block in [name.removesuffix("norm1.weight") for name in tensors if name.endswith(".norm1.weight")]:
-        name = f"{block}attn.relative_position_bias_table"
-        own = tensors.get(name)
-        changed[name] = shared if own is None else combine(torch.add, [own, shared], "the shared table added")
-    return changed
-
-
-def _told(shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001 - as all
-    means = any(name.endswith(("pooler.layernorm.weight", "lm_head.weight")) for name in shapes)
-    return {"global_pool": "avg" if means else "token"}
 
 
 def _config_from(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -97,7 +76,7 @@ HF_BEIT = Format(
         Rule(f"{_SELF}.query.bias", "blocks.{i}.attn.q_bias"),
         Rule(f"{_SELF}.value.bias", "blocks.{i}.attn.v_bias"),
         Rule(f"{_SELF}.{_BIAS}", "blocks.{i}.attn.relative_position_bias_table"),
-        Rule(f"encoder.{_BIAS}", _SHARED),
+        Rule(f"encoder.{_BIAS}", SHARED_TABLE),
         Rule(f"{LAYER}.attention.output.dense.{{kind}}", "blocks.{i}.attn.proj.{kind}"),
         Rule(f"{LAYER}.lambda_1", "blocks.{i}.gamma_1"),
         Rule(f"{LAYER}.layernorm_after.{{kind}}", "blocks.{i}.norm2.{kind}"),
@@ -109,20 +88,14 @@ HF_BEIT = Format(
         Rule("pooler.layernorm.{kind}", "fc_norm.{kind}"),
         Rule("/classifier.{kind}", "head.{kind}"),
     ),
-    rewrites=(
-        Rewrite(
-            words="the position biases that all blocks share were given to each of them",
-            read=_expanded,
-            write=lambda tensors, config: dict(tensors),  # noqa: ARG005 - equal tables stay one for each block
-        ),
-    ),
+    rewrites=(SHARED_BIASES,),
     drop={
-        f"{_SELF}.relative_position_bias.relative_position_index": "the place of each distance in the table, a formula",
-        "encoder.relative_position_bias.relative_position_index": "the place of each distance in the table, a formula",
+        f"{_SELF}.relative_position_bias.relative_position_index": INDEX,
+        "encoder.relative_position_bias.relative_position_index": INDEX,
     },
     aside={
         "embeddings.mask_token": "used in masked pre-training only",
-        "/lm_head.{kind}": "the head of masked pre-training, which guesses visual words",
+        "/lm_head.{kind}": GUESSES,
     },
     refuse={
         "embeddings.position_embeddings": "positions that are added, which no network with biases of distances has "
@@ -130,7 +103,7 @@ HF_BEIT = Format(
         **dict.fromkeys(("/decode_head.{rest}", "/auxiliary_head.{rest}"), _SEGMENTS),
     },
     holds={"global_pool": ("avg", "token"), "init_values": (), "use_fc_norm": (True, False), "norm_eps": ()},
-    told=_told,
+    told=pooling_told,
     check=_check,
     config_from=_config_from,
     config_to=_config_to,

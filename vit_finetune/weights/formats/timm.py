@@ -24,9 +24,9 @@ KIN = (
     *(".mlp.w12", ".blocks.0.0.", ".rope_embed.", ".rope.", ".q_bias", ".relative_position_bias_table"),
     ".patch_embed.backbone.",
 )
-# Those of them that timm has in other families; what its own readers take away or rename, it has not.
+# Those of them that timm has in other families here; what Swin has, or timm's own readers take away or rename.
 _OF_TIMM = (".gamma_1", ".rope.", ".q_bias", ".relative_position_bias_table")
-_RENAMED = (".rope.freqs_", ".relative_position_index", ".mlp.w1.", ".mlp.ffn_ln", ".inner_attn_ln")
+_RENAMED = (".layers.0.", ".rope.freqs_", ".relative_position_index", ".mlp.w1.", ".mlp.ffn_ln", ".inner_attn_ln")
 
 
 def _reference(folder: Path, config: NetworkConfig) -> Callable[[Tensor], Tensor]:
