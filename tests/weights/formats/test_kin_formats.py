@@ -260,6 +260,22 @@ def test_writing__says_what_has_no_words(target, family, options, reason):
         convert_state_dict(model.state_dict(), to=target, config=model.config)
 
 
+@pytest.mark.parametrize(
+    ("name", "names"),
+    [
+        ("baai_eva02", ("patch_embed.proj.weight", "cls_token", "rope.freqs_cos", "blocks.0.mlp.w1.weight")),
+        ("baai_eva02", ("patch_embed.proj.weight", "blocks.0.attn.q_proj.weight", "blocks.0.mlp.ffn_ln.weight")),
+        ("sapiens2", ("patch_embed.projection.weight", "storage_tokens", "blocks.0.attn.wq.weight")),
+    ],
+)
+def test_reading__releases_are_refused_by_name(name, names):
+    """Releases that are not read are recognised, and refused with the weights to take instead."""
+    tensors = {key: torch.zeros(1) for key in names}
+    assert detect_format(tensors) == name
+    with pytest.raises(NotRepresentable, match=r"as it was released, .* such as timm:"):
+        convert_state_dict(tensors, to="timm")
+
+
 def test_reading__says_what_is_asked(tmp_path):
     """Another temperature than the file's periods, an unknown word, a name of another family: each one clear error."""
     _, path = released()(tmp_path)

@@ -118,7 +118,7 @@ FACEBOOK_DINOV3 = Format(
     present=("patch_embed.proj.weight", f"storage_tokens|{_PERIODS}"),
     absent=(
         *(mark for mark in KIN if mark not in (".mask_token", ".storage_tokens", ".rope_embed.")),
-        *(".attn.wq.", ".register_tokens"),  # Sapiens2's, which shares the registers' name
+        ".attn.wq.",  # Sapiens2's, which shares the registers' name
     ),
     prefixes=("backbone.",),
     rules=(
