@@ -33,7 +33,7 @@ _UNTOLD_BY_REL_POS = ("norm_eps", "img_size", "global_pool")
 def family_of(names: Iterable[str]) -> type[NetworkConfig]:
     """Return the config of the family that has such names in timm's layout.
 
-    Perception Encoders have no other names than plain ViTs, and are taken for such: their architecture has to be named.
+    Most Perception Encoders have no other names than plain ViTs, and are taken for such: name their architecture.
 
     Args:
         names: of a state dict.
