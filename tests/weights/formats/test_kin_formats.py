@@ -188,6 +188,15 @@ def test_beit__another_picture_size_resizes_the_tables_as_loading_does(tmp_path)
     assert all(torch.equal(found[key], value) for key, value in model.state_dict().items())
 
 
+def test_beit__tables_of_indices_are_dropped(tmp_path):
+    """Files of transformers 4 hold the place of each distance too: a formula, dropped with that reason."""
+    _, source = saved("BeitModel", "BeitConfig", **SIZES, use_relative_position_bias=True)(tmp_path)
+    name = "encoder.layer.0.attention.attention.relative_position_bias.relative_position_index"
+    state = {**read_source(source).tensors, name: torch.zeros(17, 17, dtype=torch.int64)}
+    converted = converted_from(read_source(state))
+    assert converted.dropped == {name: "the place of each distance in the table, which is a formula"}
+
+
 def test_beit__shared_table_is_told(tmp_path):
     """Masked pre-training's one table becomes one for each block, and the report says so."""
     options = {"use_shared_relative_position_bias": True, "use_mask_token": True, "vocab_size": 7}
@@ -274,6 +283,17 @@ def test_reading__releases_are_refused_by_name(name, names):
     assert detect_format(tensors) == name
     with pytest.raises(NotRepresentable, match=r"as it was released, .* such as timm:"):
         convert_state_dict(tensors, to="timm")
+
+
+@pytest.mark.parametrize("name", ["vit_base_patch16_rope_ape_224", "vit_pe_core_tiny_patch16_384"])
+def test_named__network_is_its_own_family_whatever_its_names_look_like(name):
+    """Names that another family has too are read as the network that is named, and not as that one's function."""
+    model = create_model(name, **SMALL | {"num_classes": 0})
+    kept = convert_state_dict(model.state_dict(), to="timm", config=model.config)
+    assert all(torch.equal(kept[key], value) for key, value in model.state_dict().items())
+    for target in ("hf_vit", "hf_clip", "facebook_deit3"):
+        with pytest.raises(NotRepresentable, match="it is a ViT with rotary positions"):
+            convert_state_dict(model.state_dict(), to=target, config=model.config)
 
 
 def test_reading__says_what_is_asked(tmp_path):
