@@ -15,8 +15,8 @@ from vit_finetune.weights.formats.hf_dinov2 import gated_width
 from vit_finetune.weights.formats.simple_vit import sincos_table
 from vit_finetune.weights.rules import Format, structure, template
 
-# Formats that are read and written; the others are known to say why they aren't.
-NAMES = [name for name, layout in FORMATS.items() if "{rest}" not in layout.refuse]
+# Formats of plain ViTs that are read and written; the others are known to say why they aren't.
+NAMES = [name for name, one in FORMATS.items() if "{rest}" not in one.refuse and ViTConfig in one.families]
 # What stands for "any" in `Format.holds`; truth values are added.
 ANY = {
     "global_pool": ("token", "avg", "map", ""),

@@ -63,3 +63,14 @@ def tokens(model, images):
 def pooled(model, images):
     """Run a vision tower up to its pooled output."""
     return model(images).pooler_output
+
+
+def assert_known(ours, theirs):
+    """None of our words is unknown to the library's configuration, and it holds each one's value."""
+    known = type(theirs)().to_dict()
+    for name, value in ours.items():
+        if name == "vision_config":
+            assert_known(value, theirs.vision_config)
+        elif name not in {"architectures", "dtype", "id2label", "label2id"}:
+            assert name in known, name
+            assert theirs.to_dict()[name] == value, name

@@ -27,8 +27,8 @@ def test_detect_format__every_timm_network_is_timm():
     [
         ["conv1.weight", "fc.bias"],
         [],
-        ["patch_embed.proj.weight", "blocks.0.attn.relative_position_bias_table"],
-        ["patch_embed.proj.weight", "blocks.0.attn.q_bias"],
+        ["patch_embed.proj.weight", "blocks.0.attn.relative_position_index"],
+        ["patch_embed.proj.weight", "layers.0.blocks.0.attn.relative_position_bias_table"],
         ["embeddings.patch_embeddings.projection.weight", "encoder.layer.0.layernorm_before.weight"],
         ["dinov2_with_registers.embeddings.patch_embeddings.projection.weight",
          "dinov2_with_registers.encoder.layer.0.layer_scale1.lambda1",

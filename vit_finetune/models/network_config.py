@@ -10,10 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from types import NoneType
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PAIRS = ("img_size", "patch_size")
 _POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "norm_eps")
@@ -27,8 +30,10 @@ class NetworkConfig:
     Attributes:
         CHOICES: the values that a field of words allows.
         OPTIONAL: the types of the fields that may be None.
+        KIND: what networks of the family are called.
     """
 
+    KIND: ClassVar[str] = ""
     CHOICES: ClassVar[Mapping[str, tuple[str, ...]]] = {}
     OPTIONAL: ClassVar[Mapping[str, tuple[type, ...]]] = {}
 
@@ -105,6 +110,27 @@ class NetworkConfig:
             RequestError: an unknown field, or a value that `__post_init__` refuses.
         """
         return cls().updated(values)
+
+    @classmethod
+    def from_state_dict(cls, tensors: Mapping[str, Tensor], *, known: Mapping[str, Any] | None = None) -> Self:
+        """Read a config off the names and shapes of a state dict in timm's layout.
+
+        Args:
+            tensors: parameter names and tensors; only shapes are read.
+            known: fields that weights do not tell, such as `{"num_heads": 6, "norm_eps": 1e-6}`.
+
+        Raises:
+            RequestError: the layout is another one, or fields that weights do not tell are not in `known`.
+        """
+        raise NotImplementedError
+
+    def acting(self, name: str) -> Any:
+        """Return a field as the network acts on it, where None stands for what follows from other fields.
+
+        Args:
+            name: of the field.
+        """
+        return getattr(self, name)
 
     def updated(self, values: Mapping[str, Any]) -> Self:
         """Return this config with some fields changed; sizes may be an int, a list or a tuple.

@@ -11,10 +11,10 @@ a table.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import NoneType
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, Self, get_args
 
 import torch
 from einops import rearrange
@@ -61,6 +61,7 @@ class RelPosViTConfig(NetworkConfig):
         weight_init: "" BEiT's scheme, "skip" memory as it is.
     """
 
+    KIND: ClassVar = "ViT with relative positions"
     CHOICES: ClassVar = {"global_pool": get_args(RelPosGlobalPool), "weight_init": get_args(RelPosWeightInit)}
     OPTIONAL: ClassVar = {"init_values": (float, NoneType), "use_fc_norm": (bool, NoneType)}
 
@@ -94,6 +95,17 @@ class RelPosViTConfig(NetworkConfig):
     def norm_after_pool(self) -> bool:
         """Whether the final norm is `fc_norm` (on the pooled vector) instead of `norm` (on every token)."""
         return self.global_pool == "avg" if self.use_fc_norm is None else self.use_fc_norm
+
+    @classmethod
+    def from_state_dict(cls, tensors: Mapping[str, Tensor], *, known: Mapping[str, Any] | None = None) -> Self:
+        """Read a config off the names and shapes of a state dict in timm's layout; see `NetworkConfig`."""
+        from vit_finetune.models.infer_kin import infer_rel_pos
+
+        return cls.from_mapping(infer_rel_pos(tensors, known or {}))
+
+    def acting(self, name: str) -> Any:
+        """Return a field as the network acts on it: the final norm follows the pooling."""
+        return self.norm_after_pool if name == "use_fc_norm" else getattr(self, name)
 
     def _conflicts(self) -> list[str]:
         rules = {

@@ -9,11 +9,15 @@ Legend: D width, nh hd heads and head width, gh gw patch grid.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType
-from typing import ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from vit_finetune.models.network_config import NetworkConfig, is_pair
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RopeGlobalPool = Literal["avg", "token", "map", ""]
 RopeAttnType = Literal["eva", "rope"]
@@ -81,6 +85,7 @@ class RopeViTConfig(NetworkConfig):
         weight_init: "" BEiT's scheme, "skip" memory as it is.
     """
 
+    KIND: ClassVar = "ViT with rotary positions"
     CHOICES: ClassVar = {
         "global_pool": get_args(RopeGlobalPool),
         "attn_type": get_args(RopeAttnType),
@@ -172,6 +177,18 @@ class RopeViTConfig(NetworkConfig):
     def blocks_alike(self) -> bool:
         """Whether all blocks have the same number of parameters."""
         return self.num_kv_heads is None
+
+    @classmethod
+    def from_state_dict(cls, tensors: Mapping[str, Tensor], *, known: Mapping[str, Any] | None = None) -> Self:
+        """Read a config off the names and shapes of a state dict in timm's layout; see `NetworkConfig`."""
+        from vit_finetune.models.infer_kin import infer_rope
+
+        return cls.from_mapping(infer_rope(tensors, known or {}))
+
+    def acting(self, name: str) -> Any:
+        """Return a field as the network acts on it: norms follow the pooling."""
+        acts = {"use_fc_norm": self.norm_after_pool, "use_post_transformer_norm": self.norm_before_pool}
+        return acts.get(name, getattr(self, name))
 
     def kv_heads(self, index: int) -> int:
         """Return the number of key and value heads of block `index`, from 0."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import NoneType
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from vit_finetune.models.network_config import NetworkConfig
 
@@ -76,6 +76,7 @@ class ViTConfig(NetworkConfig):
         weight_init: "" truncated normal 0.02, "jax" the original's scheme, "skip" memory as it is.
     """
 
+    KIND: ClassVar = "plain ViT"
     CHOICES: ClassVar = {
         "global_pool": get_args(GlobalPool),
         "norm_layer": get_args(NormLayer),
@@ -147,8 +148,12 @@ class ViTConfig(NetworkConfig):
         """Whether the final norm is `fc_norm` (on the pooled vector) instead of `norm` (on every token)."""
         return self.global_pool == "avg" if self.fc_norm is None else self.fc_norm
 
+    def acting(self, name: str) -> Any:
+        """Return a field as the network acts on it: where the final norm is follows from two fields."""
+        return self.final_norm and self.norm_after_pool if name == "fc_norm" else getattr(self, name)
+
     @classmethod
-    def from_state_dict(cls, tensors: Mapping[str, Tensor], *, known: Mapping[str, Any] | None = None) -> ViTConfig:
+    def from_state_dict(cls, tensors: Mapping[str, Tensor], *, known: Mapping[str, Any] | None = None) -> Self:
         """Read a config off the names and shapes of a state dict in timm's layout.
 
         Args:

@@ -1,8 +1,8 @@
 """Fitting a file's tensors to a model's, name by name, so that nothing is left unexplained.
 
-A file and a model may differ in five named ways only: the head, the image size, the patch size, the input channels and
-the place of the final norm (which follows `global_pool`). Everything else is one error that lists both sides. This
-module compares and computes; it reads no file and changes no model.
+A file and a model may differ in six named ways only: the head, the image size, the patch size, the input channels, the
+place of the final norm (which follows `global_pool`), and biases of queries and values that are zero. Everything else
+is one error that lists both sides. This module compares and computes; it reads no file and changes no model.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ HEAD_CHOICES: tuple[HeadChoice, ...] = ("drop", "keep", "match")
 HEAD_PARTS = ("head.", "head_dist.", "pre_logits.")
 _FINAL_NORMS = ("norm.", "fc_norm.")
 _POS_EMBED = "pos_embed"
-_BIAS_TABLE = ".relative_position_bias_table"
+_QV_BIASES = (".attn.q_bias", ".attn.v_bias")
+BIAS_TABLE = ".relative_position_bias_table"
 _PATCH_WEIGHT = "patch_embed.proj.weight"
 
 
@@ -80,6 +81,7 @@ def fit_tensors(
     _fit_bias_tables(fitted, target, config, grid)
     if _PATCH_WEIGHT in fitted.tensors and _PATCH_WEIGHT in target:
         _fit_patches(fitted, config)
+    _leave_out_zero_biases(fitted, target)
     _demand_equality(fitted, target)
     return fitted
 
@@ -165,7 +167,7 @@ def _fit_bias_tables(
     fitted: Fitted, target: Mapping[str, Tensor], config: NetworkConfig, grid: tuple[int, int] | None
 ) -> None:
     """Resize BEiT's tables of biases by distance, one in each block, where the picture has another size."""
-    for name in (name for name in target if name.endswith(_BIAS_TABLE)):
+    for name in (name for name in target if name.endswith(BIAS_TABLE)):
         table = fitted.tensors.get(name)
         if table is None or table.ndim != 2 or table.shape == target[name].shape:
             continue
@@ -192,6 +194,14 @@ def _fit_patches(fitted: Fitted, config: NetworkConfig) -> None:
     if changes:
         fitted.tensors[_PATCH_WEIGHT] = weight
         fitted.resampled[_PATCH_WEIGHT] = ", ".join(changes)
+
+
+def _leave_out_zero_biases(fitted: Fitted, target: Mapping[str, Tensor]) -> None:
+    """Leave out biases of queries and values where the model has none and they are zero, as in most DINOv3 releases."""
+    for name in [name for name in fitted.tensors if name.endswith(_QV_BIASES) and name not in target]:
+        if not fitted.tensors[name].any():
+            del fitted.tensors[name]
+            fitted.dropped[name] = "zero everywhere; the model has no such bias"
 
 
 def _demand_equality(fitted: Fitted, target: Mapping[str, Tensor]) -> None:

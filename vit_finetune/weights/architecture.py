@@ -13,6 +13,7 @@ from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import build_model, variant_config
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.conversion import Converted
 
 
 def stated_config(checkpoint: Checkpoint) -> NetworkConfig | None:
@@ -50,15 +51,15 @@ def stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[
 
 
 def source_config(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], *, name: str | None, known: Mapping[str, Any]
+    checkpoint: Checkpoint, converted: Converted, *, name: str | None, known: Mapping[str, Any]
 ) -> NetworkConfig:
     """Return the network that a source's weights are for.
 
     Args:
         checkpoint: the source.
-        tensors: its tensors under timm's names.
+        converted: its tensors under timm's names, and what its format tells.
         name: the architecture as the user names it; wins over what the source states.
-        known: `ViTConfig` fields that the user gives; used where only shapes are left to tell.
+        known: fields that the user gives; used where only shapes are left to tell.
 
     Raises:
         RequestError: an unknown name, or nothing tells the architecture.
@@ -69,6 +70,6 @@ def source_config(
     if stated is not None:
         return stated
     try:
-        return ViTConfig.from_state_dict(tensors, known=known)
+        return converted.family.from_state_dict(converted.tensors, known={**known, **converted.fields})
     except RequestError as error:
         raise RequestError(f"the architecture is not stated: give name=...; {error}") from error

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 
-# The `ViTConfig` field that each axis of a pattern is sized from, for the error that asks for it.
+# The field of the config that each axis of a pattern is sized from, for the error that asks for it.
 _FIELD_OF_AXIS = {"nh": "num_heads", "hd": "num_heads", "p": "patch_size", "q": "patch_size", "c": "in_chans"}
 
 

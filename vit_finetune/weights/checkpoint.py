@@ -23,7 +23,7 @@ class Checkpoint:
         tensors: name to tensor, as the file names them (wrappers and wrapper prefixes removed); often memory-mapped.
         description: the source in words, for people.
         architecture: timm's name of the network, where the source says it.
-        model_args: `ViTConfig` fields in which the network differs from that name, as JSON values.
+        model_args: fields of the config in which the network differs from that name, as JSON values.
         library: the configuration of the library that wrote the weights, as it is; formats translate it.
         preprocess: the evaluation transform; None where the source says nothing.
         class_names: one per row of the head, in order; None where the source says nothing.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable
-from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.weights.lazy import Lazy, combine
 from vit_finetune.weights.rules import Constant, Format, fill, template
 
@@ -32,7 +32,7 @@ def stand_ins(constant: Constant, tensors: Mapping[str, Lazy]) -> dict[str, Lazy
     }
 
 
-def is_constant(name: str, tensors: Mapping[str, Lazy], layout: Format, config: ViTConfig) -> bool:
+def is_constant(name: str, tensors: Mapping[str, Lazy], layout: Format, config: NetworkConfig) -> bool:
     """Say whether a format leaves a tensor of ours out.
 
     Args:

@@ -5,12 +5,13 @@ The work is planned in `reading.py` and `writing.py`; here it is done, in memory
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.adapt import HEAD_PARTS
 from vit_finetune.weights.checkpoint import Checkpoint
@@ -41,9 +42,10 @@ class Converted:
     Attributes:
         tensors: timm's name to tensor.
         dropped: the file's name to the reason.
-        fields: `ViTConfig` fields that format, configuration and names tell.
+        fields: what format, configuration and names tell of the network's config.
         remainder: what `from_timm` takes to give the same file again.
         notes: rewrites that were applied, one sentence each.
+        family: the config of the network.
     """
 
     tensors: dict[str, Tensor]
@@ -51,6 +53,7 @@ class Converted:
     fields: dict[str, Any] = field(default_factory=dict)
     remainder: Remainder = field(default_factory=Remainder)
     notes: tuple[str, ...] = ()
+    family: type[NetworkConfig] = ViTConfig
 
 
 def converted_from(
@@ -64,7 +67,7 @@ def converted_from(
 
     Args:
         checkpoint: the source.
-        known: `ViTConfig` fields that are known otherwise; they win over what the source's library says.
+        known: fields of its config that are known otherwise; they win over what the source's library says.
         source: the format's name; "auto" detects it.
         wanted: names of the network that is to be loaded, its head aside. A source of just these is timm's, whatever
             else it looks like: the families beyond the plain ViT share names with other layouts.
@@ -72,11 +75,21 @@ def converted_from(
     Raises:
         RequestError: as `detect_format` and `to_timm`.
     """
-    if source == "auto" and {name for name in checkpoint.tensors if not name.startswith(HEAD_PARTS)} == set(wanted):
-        source = "timm"
-    layout = format_named(detect_format(checkpoint.tensors) if source == "auto" else source)
+    if source == "auto":
+        source = "timm" if has_names(checkpoint.tensors, wanted) else detect_format(checkpoint.tensors)
+    layout = format_named(source)
     told = layout.config_from(checkpoint.library) if layout.config_from and checkpoint.library else {}
     return to_timm(checkpoint.tensors, layout, {**told, **(known or {})})
+
+
+def has_names(tensors: Iterable[str], wanted: Collection[str]) -> bool:
+    """Say whether a source has just the names of a network.
+
+    Args:
+        tensors: names of the source's tensors; the head's don't count.
+        wanted: names of the network, its head aside.
+    """
+    return {name for name in tensors if not name.startswith(HEAD_PARTS)} == set(wanted)
 
 
 def to_timm(tensors: Mapping[str, Tensor], layout: Format, known: Mapping[str, Any] | None = None) -> Converted:
@@ -85,7 +98,7 @@ def to_timm(tensors: Mapping[str, Tensor], layout: Format, known: Mapping[str, A
     Args:
         tensors: the file's tensors.
         layout: their format.
-        known: `ViTConfig` fields; needed only where a pattern needs an axis that shapes don't tell.
+        known: fields of its config; needed only where a pattern needs an axis that shapes don't tell.
 
     Raises:
         NotRepresentable: the file holds what no network of ours can do.
@@ -93,11 +106,12 @@ def to_timm(tensors: Mapping[str, Tensor], layout: Format, known: Mapping[str, A
     """
     plan = plan_to_timm(lazily(tensors), layout, known)
     remainder = Remainder(plan.names, computed(plan.aside))
-    return Converted(computed(plan.tensors), plan.dropped, plan.fields, remainder, plan.notes)
+    family = layout.family(plan.tensors)
+    return Converted(computed(plan.tensors), plan.dropped, plan.fields, remainder, plan.notes, family)
 
 
 def from_timm(
-    tensors: Mapping[str, Tensor], layout: Format, config: ViTConfig, *, remainder: Remainder | None = None
+    tensors: Mapping[str, Tensor], layout: Format, config: NetworkConfig, *, remainder: Remainder | None = None
 ) -> dict[str, Tensor]:
     """Translate a state dict of ours into a format's names and shapes.
 

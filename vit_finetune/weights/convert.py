@@ -12,13 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vit_finetune.common.errors import NotRepresentable, RequestError
-from vit_finetune.models.vit_config import ViTConfig
-from vit_finetune.weights.adapt import HEAD_PARTS
-from vit_finetune.weights.architecture import stated_config
+from vit_finetune.common.errors import RequestError
+from vit_finetune.models.bias_table import resize_bias_table
+from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.rel_pos_vit import table_rows
+from vit_finetune.weights.adapt import BIAS_TABLE, HEAD_PARTS
+from vit_finetune.weights.architecture import names_of, stated_config
 from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.conversion import has_names
 from vit_finetune.weights.formats import detect_format, format_named
-from vit_finetune.weights.hints import Hints, known_fields, plain_variant
+from vit_finetune.weights.hints import Hints, known_fields, named_network
 from vit_finetune.weights.lazy import Lazy, Plan, combine, lazily
 from vit_finetune.weights.network import network_of, refuse_not_finite
 from vit_finetune.weights.readers import unwrap
@@ -63,9 +66,9 @@ class Conversion:
 
     source: Format
     target: Format
-    config: ViTConfig
+    config: NetworkConfig
     ours: Mapping[str, Lazy]
-    written: ViTConfig
+    written: NetworkConfig
     plan: Plan
     dropped: Mapping[str, str]
     aside: Mapping[str, Lazy]
@@ -81,8 +84,8 @@ def convert_state_dict(
         tensors: name to tensor, or what a training script saved around it; not changed.
         to: the format wanted, such as "timm", "hf_vit" or "torchvision".
         source: the format of `tensors`; "auto" detects it.
-        config: what the tensors don't tell: a `ViTConfig`, an architecture's name, the library's own configuration as a
-            mapping, or hints: num_heads, eps, act, pool, img_size, patch_size, or any field of `ViTConfig`.
+        config: what the tensors don't tell: a network's config, an architecture's name, the library's own
+            configuration as a mapping, or hints: num_heads, eps, act, pool, img_size, patch_size, or any field.
 
     Returns:
         The same network under the names and in the shapes of the other library, each tensor with memory of its own.
@@ -126,8 +129,8 @@ def plan_conversion(
     """
     changes = changes or Changes()
     target = format_named(to)
-    layout = format_named(detect_format(checkpoint.tensors) if source == "auto" else source)
     stated = _stated(checkpoint, config)
+    layout = _layout(checkpoint, source, stated)
     library = layout.config_from(checkpoint.library) if layout.config_from and checkpoint.library else {}
     given = known_fields(config, layout)
     known = {**library, **(stated.to_mapping() if stated else {}), **given}
@@ -147,7 +150,7 @@ def plan_conversion(
         target=target,
         config=network_out,
         ours=ours,
-        written=ViTConfig.from_mapping(out.fields),
+        written=type(network_out).from_mapping(out.fields),
         plan=out,
         dropped=dropped,
         aside=plan.aside,
@@ -155,26 +158,29 @@ def plan_conversion(
     )
 
 
-def _stated(checkpoint: Checkpoint, config: Hints) -> ViTConfig | None:
+def _layout(checkpoint: Checkpoint, source: str, stated: NetworkConfig | None) -> Format:
+    """Return the source's format, which has to be one of the kind of network that is named."""
+    if source == "auto":
+        named = stated is not None and has_names(checkpoint.tensors, names_of(stated))
+        source = "timm" if named else detect_format(checkpoint.tensors)
+    layout = format_named(source)
+    if stated is not None and type(stated) not in layout.families:
+        raise RequestError(f"the network that is named is a {stated.KIND}, but {layout.name} is for {layout.kinds}")
+    return layout
+
+
+def _stated(checkpoint: Checkpoint, config: Hints) -> NetworkConfig | None:
     """Return the whole network where the caller or the source names it; single hints change it."""
-    if isinstance(config, ViTConfig):
-        return config
-    if isinstance(config, str):
-        return plain_variant(config)
-    if config and ("architecture" in config or "pretrained_cfg" in config):
-        fields = known_fields(config, format_named("timm"))
-        return ViTConfig.from_mapping(fields)
-    stated = stated_config(checkpoint)
-    if stated is None:
-        return None
-    if not isinstance(stated, ViTConfig):
-        raise NotRepresentable(f"{checkpoint.architecture} is no plain ViT; its weights stay in timm's layout")
-    return stated.updated(known_fields(config, format_named("timm"))) if config else stated
+    named = named_network(config)
+    stated = named or stated_config(checkpoint)
+    if stated is None or config is None or isinstance(config, NetworkConfig | str):
+        return stated
+    return stated.updated(known_fields(config, format_named("timm")))
 
 
 def _changed(
-    tensors: Mapping[str, Lazy], config: ViTConfig, changes: Changes, target: Format
-) -> tuple[dict[str, Lazy], ViTConfig, tuple[str, ...]]:
+    tensors: Mapping[str, Lazy], config: NetworkConfig, changes: Changes, target: Format
+) -> tuple[dict[str, Lazy], NetworkConfig, tuple[str, ...]]:
     """Drop the head, resample positions and cast, as asked."""
     values, notes = dict(tensors), []
     if changes.head not in {"keep", "drop"}:
@@ -183,15 +189,9 @@ def _changed(
         values = {name: value for name, value in values.items() if not name.startswith(HEAD_PARTS)}
         config = config.updated({"num_classes": 0})
     if changes.img_size is not None and changes.img_size != config.img_size:
-        method = changes.pos_embed or target.pos_embed
         old, config = config, config.updated({"img_size": changes.img_size})
-        prefix = 0 if config.no_embed_class else config.num_prefix_tokens
-        words = f"positions {_by(old.grid_size)} -> {_by(config.grid_size)}, {method}"
-        values["pos_embed"] = combine(
-            lambda table: _resampled(table, old.grid_size, config.grid_size, prefix, method),
-            [values["pos_embed"]],
-            words,
-        )
+        resized, words = _resized(values, old, config, changes.pos_embed or target.pos_embed)
+        values |= resized
         notes.append(words)
     if (dtype := changes.dtype) is not None:
         values = {
@@ -201,6 +201,32 @@ def _changed(
             for name, value in values.items()
         }
     return values, config, tuple(notes)
+
+
+def _resized(
+    tensors: Mapping[str, Lazy], old: NetworkConfig, new: NetworkConfig, method: str
+) -> tuple[dict[str, Lazy], str]:
+    """Return the tensors that know the grid of patches, for another one, and what was done."""
+    grids = f"{_by(old.grid_size)} -> {_by(new.grid_size)}"
+    if "pos_embed" in tensors:
+        prefix = 0 if getattr(old, "no_embed_class", False) else old.num_prefix_tokens
+        words = f"positions {grids}, {method}"
+
+        def table(value: Tensor) -> Tensor:
+            return _resampled(value, old.grid_size, new.grid_size, prefix, method)
+
+        return {"pos_embed": combine(table, [tensors["pos_embed"]], words)}, words
+    names = [name for name in tensors if name.endswith(BIAS_TABLE)]
+    if not names:
+        return {}, f"no positions depend on the grid {grids}"
+    words = f"position biases {grids}, geometric"
+
+    def biases(value: Tensor) -> Tensor:
+        if value.is_meta:
+            return value.new_empty(table_rows(new.grid_size), value.shape[1])
+        return resize_bias_table(value, old=old.grid_size, new=new.grid_size)
+
+    return {name: combine(biases, [tensors[name]], words) for name in names}, words
 
 
 def _resampled(

@@ -16,6 +16,7 @@ from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion_report import ConversionReport, TensorRow
 from vit_finetune.weights.convert import Changes, Conversion, plan_conversion
+from vit_finetune.weights.folder import ASIDE_NAME
 from vit_finetune.weights.hints import Hints
 from vit_finetune.weights.lazy import Lazy
 from vit_finetune.weights.resample import POS_EMBED_METHODS
@@ -25,7 +26,6 @@ from vit_finetune.weights.verify import verify_conversion
 from vit_finetune.weights.writers import write_safetensors, write_tensors
 
 REPORT_NAME = "conversion.json"
-ASIDE_NAME = "set_aside.safetensors"
 _READ_SHARDS = ("transformers",)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 

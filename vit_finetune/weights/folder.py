@@ -25,6 +25,7 @@ WEIGHT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+ASIDE_NAME = "set_aside.safetensors"  # what a conversion keeps for the way back
 CONFIG_NAME = "config.json"
 OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -56,7 +57,7 @@ def weights_in(folder: Path) -> Path:
     for name in WEIGHT_NAMES:
         if (folder / name).is_file():
             return folder / name
-    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES and path.name != ASIDE_NAME)
     if len(others) == 1:
         return others[0]
     if others:

@@ -5,25 +5,21 @@ Shapes and names are enough for almost everything; the values are read once, for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import sha256_file
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import list_models, variant_config
-from vit_finetune.models.vit_config import ViTConfig
-from vit_finetune.weights.adapt import HEAD_PARTS
 from vit_finetune.weights.architecture import names_of, stated_config
 from vit_finetune.weights.checkpoint import Checkpoint
-from vit_finetune.weights.conversion import Converted, converted_from
+from vit_finetune.weights.conversion import Converted, converted_from, has_names
 from vit_finetune.weights.folder import read_path, weights_in
 from vit_finetune.weights.formats import detect_format
+from vit_finetune.weights.network import traceless
 from vit_finetune.weights.readers import read_json, split_part
 
 # What shapes and names tell of a network: first its size, then its parts.
@@ -31,6 +27,7 @@ _SIZES = ("embed_dim", "depth", "patch_size")
 _PARTS = (
     *("img_size", "class_token", "no_embed_class", "reg_tokens", "distilled", "pre_norm", "qkv_bias", "block_fn"),
     *("mlp_layer", "mlp_ratio", "attn_layer", "norm_layer", "norm_after_pool"),
+    *("num_reg_tokens", "use_abs_pos_emb", "swiglu_mlp", "scale_mlp", "qkv_fused", "attn_type", "rope_type"),
 )
 _CLOSEST = 5
 
@@ -124,7 +121,7 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
     files = _weight_files(path)
     layout, converted, notes = _our_names(checkpoint)
     tensors = converted.tensors
-    config, closest, more = _network(checkpoint, tensors, converted.fields)
+    config, closest, more = _network(checkpoint, converted)
     dtypes: dict[str, int] = {}
     for tensor in checkpoint.tensors.values():
         kind = str(tensor.dtype).removeprefix("torch.")
@@ -177,15 +174,12 @@ def _is_as_named(checkpoint: Checkpoint) -> bool:
         config = stated_config(checkpoint)
     except RequestError:
         return False
-    names = {name for name in checkpoint.tensors if not name.startswith(HEAD_PARTS)}
-    return config is not None and names == names_of(config)
+    return config is not None and has_names(checkpoint.tensors, names_of(config))
 
 
-def _network(
-    checkpoint: Checkpoint, tensors: Mapping[str, Tensor], fields: Mapping[str, Any]
-) -> tuple[NetworkConfig | None, tuple[str, ...], list[str]]:
+def _network(checkpoint: Checkpoint, converted: Converted) -> tuple[NetworkConfig | None, tuple[str, ...], list[str]]:
     """Return the network, the architectures closest to it where it isn't named, and what couldn't be told."""
-    notes = []
+    notes, tensors, family = [], converted.tensors, converted.family
     try:
         stated = stated_config(checkpoint)
     except RequestError as error:
@@ -193,7 +187,7 @@ def _network(
     if stated is not None or not tensors:
         return stated, (), notes
     # Heads, epsilon and activation leave no trace in shapes and change none of what is reported here.
-    known: dict[str, Any] = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu", **fields}
+    known = traceless(family) | converted.fields
     if (
         "global_pool" not in known
         and "cls_token" in tensors
@@ -201,21 +195,21 @@ def _network(
     ):
         known["global_pool"] = "token"
     try:
-        told = ViTConfig.from_state_dict(tensors, known=known)
+        told = family.from_state_dict(tensors, known=known)
     except RequestError as error:
         return None, (), [*notes, str(error)]
     return told, closest_architectures(told), notes
 
 
-def closest_architectures(config: ViTConfig) -> tuple[str, ...]:
-    """Return the registered plain ViTs that share most with a network, most alike first."""
-    plain = {name: other for name in list_models() if isinstance(other := variant_config(name), ViTConfig)}
+def closest_architectures(config: NetworkConfig) -> tuple[str, ...]:
+    """Return the registered networks of the same family that share most with a network, most alike first."""
+    kin = {name: other for name in list_models() if type(other := variant_config(name)) is type(config)}
 
     def distance(name: str) -> tuple[int, int, str]:
-        other = plain[name]
+        other = kin[name]
         sizes = [key for key in _SIZES if getattr(other, key) != getattr(config, key)]
-        parts = [key for key in _PARTS if getattr(other, key) != getattr(config, key)]
+        parts = [key for key in _PARTS if hasattr(config, key) and getattr(other, key) != getattr(config, key)]
         scaled = (other.init_values is None) != (config.init_values is None)
         return len(sizes), len(parts) + scaled, name
 
-    return tuple(sorted(plain, key=distance)[:_CLOSEST])
+    return tuple(sorted(kin, key=distance)[:_CLOSEST])

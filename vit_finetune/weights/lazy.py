@@ -44,7 +44,7 @@ class Plan:
     Attributes:
         tensors: the target's name to tensor.
         dropped: the source's name to the reason.
-        fields: `ViTConfig` fields that format, configuration and names tell.
+        fields: what format, configuration and names tell of the network's config.
         names: the rules' spelling of the file's names to the file's own.
         aside: tensors without a place that the way back needs, under the source's names; they are in `dropped` too.
         notes: rewrites that were applied, one sentence each.

@@ -95,7 +95,7 @@ def from_pretrained(
         head_init: how a new head starts; see `replace_head`.
         pos_embed: how positions are resampled to another grid; see `load_pretrained`.
         grid: (rows, columns) of patches that the file's position table covers; see `load_pretrained`.
-        **overrides: `ViTConfig` fields that shall differ from the source's, such as `img_size` or `drop_path_rate`.
+        **overrides: fields of the config that shall differ from the source's, such as `img_size` or `drop_path_rate`.
 
     Returns:
         The model on the CPU in float32, in training mode, and what became of every tensor.
@@ -113,7 +113,7 @@ def from_pretrained(
         known.pop("num_classes", None)
         known |= {} if num_classes is None else {"num_classes": 0}  # a new head: the file's isn't wanted
         converted = converted_from(checkpoint, known, wanted=names_of(named) if named else ())
-        config = source_config(checkpoint, converted.tensors, name=name, known={**overrides, **converted.fields})
+        config = source_config(checkpoint, converted, name=name, known=overrides)
         keeps_head = num_classes is None and "head.weight" in converted.tensors
         classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
         model = _empty_model(config.updated({**overrides, "num_classes": classes}), name or checkpoint.architecture)

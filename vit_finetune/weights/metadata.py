@@ -25,7 +25,7 @@ class Embedded:
 
     Attributes:
         architecture: timm's name of the network, or None where it has none.
-        model_args: the `ViTConfig` fields in which the network differs from that name, as JSON values.
+        model_args: the fields of the config in which the network differs from that name, as JSON values.
         preprocess: the evaluation transform.
         class_names: one per row of the head, in order.
     """
@@ -47,7 +47,7 @@ def embedded_metadata(
 
     Args:
         architecture: timm's name of the network.
-        model_args: `ViTConfig` fields in which the network differs from that name, as JSON values.
+        model_args: fields of the config in which the network differs from that name, as JSON values.
         preprocess: the evaluation transform.
         class_names: one per row of the head, in order.
 

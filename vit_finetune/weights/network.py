@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.models.vit import VisionTransformer
+from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.rel_pos_vit import RelPosViTConfig
+from vit_finetune.models.rope_config import RopeViTConfig
+from vit_finetune.models.variants import build_model
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.lazy import Lazy, Plan
 from vit_finetune.weights.rules import Format, fill, template, two_sides
 
 # What leaves no trace in names and shapes, with values that change neither.
-_TRACELESS = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu"}
-_ESSENTIAL = ("patch_embed.proj.weight", "pos_embed")
+_TRACELESS: dict[type[NetworkConfig], dict[str, Any]] = {
+    ViTConfig: {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu"},
+    RopeViTConfig: {"num_heads": 1, "norm_eps": 1e-6, "img_size": (224, 224), "use_rot_pos_emb": False},
+    RelPosViTConfig: {"norm_eps": 1e-6},
+}
+_ESSENTIAL: dict[type[NetworkConfig], tuple[str, ...]] = {ViTConfig: ("patch_embed.proj.weight", "pos_embed")}
 _LISTED = 8
 
 
-def network_of(plan: Plan, layout: Format, *, stated: ViTConfig | None, names_only: bool = False) -> ViTConfig:
+def network_of(plan: Plan, layout: Format, *, stated: NetworkConfig | None, names_only: bool = False) -> NetworkConfig:
     """Return the network that tensors under our names are of, after checking that they are all of it.
 
     Args:
@@ -38,23 +46,29 @@ def network_of(plan: Plan, layout: Format, *, stated: ViTConfig | None, names_on
         else _told(plan, layout, names_only=names_only).updated({"num_classes": classes})
     )
     with torch.device("meta"):
-        wanted = VisionTransformer(config.updated({"weight_init": "skip"})).state_dict()
+        wanted = build_model(config.updated({"weight_init": "skip"})).state_dict()
     _compare(plan.tensors, {name: tuple(value.shape) for name, value in wanted.items()}, plan, layout)
     return config
 
 
-def _told(plan: Plan, layout: Format, *, names_only: bool) -> ViTConfig:
+def traceless(family: type[NetworkConfig]) -> dict[str, Any]:
+    """Return fields that names and shapes don't tell, with values that change neither."""
+    return dict(_TRACELESS[family])
+
+
+def _told(plan: Plan, layout: Format, *, names_only: bool) -> NetworkConfig:
     _refuse_lesser_first_block(plan, layout)
-    known = {**(_TRACELESS if names_only else {}), **plan.fields}
+    family = layout.family(plan.tensors)
+    known = {**(traceless(family) if names_only else {}), **plan.fields}
     if names_only and "cls_token" in plan.tensors and not {"fc_norm.weight", "attn_pool.latent"} & plan.tensors.keys():
         known.setdefault("global_pool", "token")
     known.pop("num_classes", None)
-    if missing := [name for name in _ESSENTIAL if name not in plan.tensors]:
+    if missing := [name for name in _ESSENTIAL.get(family, ()) if name not in plan.tensors]:
         raise RequestError(
             f"the {layout.name} tensors lack {', '.join(_in_their_words(n, plan, layout) for n in missing)}"
         )
     try:
-        return ViTConfig.from_state_dict({name: value.meta for name, value in plan.tensors.items()}, known=known)
+        return family.from_state_dict({name: value.meta for name, value in plan.tensors.items()}, known=known)
     except RequestError:
         raise
     except KeyError as error:

@@ -5,7 +5,7 @@ Works on names and shapes; what it returns is a `Plan`, not yet computed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -96,7 +96,7 @@ def _sorted_out(bare: Mapping[str, Lazy], plan: Plan, layout: Format, *, has_pre
             continue
         if reason := reason or reason_for(name, layout.refuse):
             raise NotRepresentable(f"{names[name]}: {reason}")
-        if found := _match(layout, name, has_prefix=has_prefix):
+        if found := _match(layout, name, bare, has_prefix=has_prefix):
             targets, rule, position = found
             first, parts = groups.setdefault(targets, (rule, {}))
             if first != rule or position in parts:
@@ -125,15 +125,26 @@ def _sorted_out(bare: Mapping[str, Lazy], plan: Plan, layout: Format, *, has_pre
     return groups, plan
 
 
-def _match(layout: Format, name: str, *, has_prefix: bool) -> tuple[tuple[str, ...], Rule, int] | None:
-    """Return our names, the rule, and the position among the rule's names; None where no rule fits."""
+def _match(
+    layout: Format, name: str, names: Collection[str], *, has_prefix: bool
+) -> tuple[tuple[str, ...], Rule, int] | None:
+    """Return our names, the rule, and the position among the rule's names; None where no rule fits.
+
+    Of several rules it is the first whose other names are in the file too, else the first.
+    """
+    fitting = None
     for rule in layout.rules:
-        for position, source in enumerate(rule.sources):
-            # In a file without a prefix everything is at the top.
-            text = source if source is None or has_prefix else source.removeprefix("/")
-            if text is not None and (found := template(text).fullmatch(name)):
-                return tuple(fill(target, found.groupdict()) for target in rule.targets), rule, position
-    return None
+        # In a file without a prefix everything is at the top.
+        texts = [text if text is None or has_prefix else text.removeprefix("/") for text in rule.sources]
+        for position, text in enumerate(texts):
+            if text is None or not (found := template(text).fullmatch(name)):
+                continue
+            values = found.groupdict()
+            match = tuple(fill(target, values) for target in rule.targets), rule, position
+            if all(other is None or fill(other, values) in names for other in texts):
+                return match
+            fitting = fitting or match
+    return fitting
 
 
 def _read(rule: Rule, parts: Sequence[Lazy | None], targets: tuple[str, ...], fields: Mapping[str, Any]) -> list[Lazy]:

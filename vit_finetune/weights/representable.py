@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from vit_finetune.common.errors import NotRepresentable
-from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.weights.lazy import Lazy
 from vit_finetune.weights.rewrites import WIDENINGS
 from vit_finetune.weights.rules import Format, structure
 
 
 def widened(
-    tensors: Mapping[str, Lazy], layout: Format, config: ViTConfig
-) -> tuple[dict[str, Lazy], ViTConfig, tuple[str, ...]]:
+    tensors: Mapping[str, Lazy], layout: Format, config: NetworkConfig
+) -> tuple[dict[str, Lazy], NetworkConfig, tuple[str, ...]]:
     """Fit a network to a format.
 
     Args:
@@ -28,10 +27,11 @@ def widened(
     Raises:
         NotRepresentable: an option is left that the format has no words for; all of them are listed.
     """
+    _demand_family(layout, config)
     values, notes, problems = dict(tensors), [], []
-    for name in structure():
+    for name in structure(type(config)):
         allowed = layout.allowed(name)
-        value = _value(config, name)
+        value = config.acting(name)
         if not allowed or value in allowed:
             continue
         change = next((w for w in WIDENINGS if w.field == name and w.value in allowed and w.applies(config)), None)
@@ -53,6 +53,10 @@ def widened(
     return values, config, tuple(notes)
 
 
-def _value(config: ViTConfig, name: str) -> Any:
-    """Return an option as the network acts on it: where the final norm is follows from two fields."""
-    return config.final_norm and config.norm_after_pool if name == "fc_norm" else getattr(config, name)
+def _demand_family(layout: Format, config: NetworkConfig) -> None:
+    if type(config) not in layout.families:
+        raise NotRepresentable(
+            f"{layout.name} has no words for this network: it is a {config.KIND}, and {layout.name} is for "
+            f"{layout.kinds}. "
+            "Convert it to timm, which has all of them, or to a format of its kind"
+        )

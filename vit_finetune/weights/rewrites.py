@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.lazy import Lazy, combine
 
@@ -33,7 +34,7 @@ class Rewrite:
 
     words: str
     read: Callable[[Tensors, Mapping[str, Any]], dict[str, Lazy]]
-    write: Callable[[Tensors, ViTConfig], dict[str, Lazy]]
+    write: Callable[[Tensors, Any], dict[str, Lazy]]
 
     def changes(self, before: Tensors, after: Tensors) -> bool:
         """Say whether there was anything to do."""
@@ -79,9 +80,9 @@ class Widening:
 
     field: str
     value: Any
-    applies: Callable[[ViTConfig], bool]
+    applies: Callable[[NetworkConfig], bool]
     words: str
-    change: Callable[[Tensors, ViTConfig], dict[str, Lazy]]
+    change: Callable[[Tensors, Any], dict[str, Lazy]]
 
 
 def _fold_layer_scale(tensors: Tensors, config: ViTConfig) -> dict[str, Lazy]:  # noqa: ARG001 - one signature for all
@@ -139,8 +140,16 @@ def _with_zero_rows(table: Lazy, count: int) -> Lazy:
     return combine(padded, [table], f"{count} zero rows put before the positions")
 
 
-def _is_plain(config: ViTConfig) -> bool:
-    return config.block_fn == "block" and config.attn_layer == "attention"
+def _is_plain(config: NetworkConfig) -> bool:
+    return isinstance(config, ViTConfig) and config.block_fn == "block" and config.attn_layer == "attention"
+
+
+def _has_prefix(config: NetworkConfig) -> bool:
+    return isinstance(config, ViTConfig) and config.num_prefix_tokens > 0
+
+
+def _is_not_distilled(config: NetworkConfig) -> bool:
+    return isinstance(config, ViTConfig) and not config.distilled
 
 
 WIDENINGS = (
@@ -161,14 +170,14 @@ WIDENINGS = (
     Widening(
         field="no_embed_class",
         value=False,
-        applies=lambda config: config.num_prefix_tokens > 0,
+        applies=_has_prefix,
         words="positions of zeros were put in for class and register tokens",
         change=_add_zero_positions,
     ),
     Widening(
         field="no_embed_class",
         value=True,
-        applies=lambda config: not config.distilled,
+        applies=_is_not_distilled,
         words="the positions of class and register tokens were added to the tokens",
         change=_merge_positions,
     ),

@@ -8,24 +8,29 @@ maps to ours. `conversion.py` applies all this; nothing here, and nothing there,
 Names in rules and patterns:
 - `{i}` stands for a number, `{kind}` for weight or bias, `{rest}` for any ending.
 - A leading slash means "at the top of the file, never behind the network's prefix": `/classifier.{kind}`.
-- Axes of einops patterns that are sized from `ViTConfig`: nh heads, hd width of a head, p and q height and width of a
+- Axes of einops patterns that are sized from the config: nh heads, hd width of a head, p and q height and width of a
   patch, c channels, d width; `qkv` is 3 and `kv` is 2. Other letters are free.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
 from vit_finetune.common.suggest import closest
+from vit_finetune.models.infer_kin import family_of
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.rewrites import Rewrite
+
+# The config of a format's own family, whose fields its functions read.
+Config: TypeAlias = Any
 
 _LISTED = 8  # names shown per side of an error; the rest is counted
 _PLACEHOLDERS = {
@@ -39,14 +44,19 @@ _PLACEHOLDERS = {
 _FREE = {
     *("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads", "mlp_ratio"),
     *("dynamic_img_size", "weight_init", "drop_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate"),
-    *("attn_drop_rate", "drop_path_rate"),
+    *("attn_drop_rate", "drop_path_rate", "rope_rescale_coords"),
 }
 
 
-@cache
-def structure() -> Mapping[str, Any]:
-    """Return the fields of a network that are choices of structure or function, each with its default."""
-    return {item.name: item.default for item in fields(ViTConfig) if item.name not in _FREE}
+def structure(family: type[NetworkConfig] = ViTConfig) -> Mapping[str, Any]:
+    """Return the fields of a network that are choices of structure or function, each as the default network acts.
+
+    Args:
+        family: the kind of network.
+    """
+    default = family()
+    names = (item.name for item in fields(family))  # type: ignore[arg-type]  # every family is a dataclass
+    return {name: default.acting(name) for name in names if name not in _FREE}
 
 
 @dataclass(frozen=True)
@@ -70,7 +80,7 @@ class Rule:
     pattern: str | None = None
     shares: tuple[int, ...] = ()
     scale: Callable[[Mapping[str, Any]], Sequence[float]] | None = None
-    when: Callable[[ViTConfig], bool] | None = None
+    when: Callable[[Config], bool] | None = None
 
     @property
     def sources(self) -> tuple[str | None, ...]:
@@ -107,7 +117,7 @@ class Constant:
     shape: Callable[[tuple[int, ...]], tuple[int, ...]] = first_axis
     value: float | str = 0.0
     reason: str = ""
-    when: Callable[[ViTConfig], bool] | None = None
+    when: Callable[[Config], bool] | None = None
     unless: str = ""
 
 
@@ -118,9 +128,11 @@ class Format:
     Attributes:
         name: how it is called in options and messages.
         library: what writes and reads it, for people.
+        families: the configs of the networks that it describes: one, but for timm's layout, which is all of ours.
         present: name endings that are in every such file; `a|b` is one of two.
         absent: name parts that are in none, which tell it from its kin.
         dims: name endings to the number of axes that such tensors have, where names alone don't tell it from its kin.
+        yields_to: formats that are told by the same names and more: where one of them fits, it is that one.
         rules: one per kind of tensor; empty means that the names are ours already.
         aliases: other spellings of names (of other versions, in memory), each with the spelling that rules use.
         stacked: (spelling with all blocks in one tensor, spelling of one block) where a file may hold layers stacked.
@@ -134,7 +146,7 @@ class Format:
         before_head: the same for layers between the network and its head; where the head isn't wanted (num_classes=0 is
             known), they are dropped with it.
         unplaced: our names that have no place in the file, each with the reason and what could be done instead.
-        holds: fields of a network that may differ from `ViTConfig`'s defaults, each with the values that the format can
+        holds: fields of a network that may differ from its family's defaults, each with the values that the format can
             express; () is any. Fields that only count or act in training are free anyway.
         defaults: fields that every such file has and shapes don't tell.
         told: from the file's names and shapes, and the fields known so far, to fields that only this layout tells.
@@ -152,14 +164,16 @@ class Format:
 
     name: str
     library: str = ""
+    families: tuple[type[NetworkConfig], ...] = (ViTConfig,)
     present: tuple[str, ...]
     absent: tuple[str, ...] = ()
     dims: Mapping[str, int] = field(default_factory=dict)
+    yields_to: tuple[str, ...] = ()
     rules: tuple[Rule, ...] = ()
     aliases: Mapping[str, str] = field(default_factory=dict)
     stacked: tuple[str, str] | None = None
     prefixes: tuple[str, ...] = ()
-    prefix: Callable[[ViTConfig], str] | None = None
+    prefix: Callable[[Config], str] | None = None
     ours_only: tuple[Constant, ...] = ()
     theirs_only: tuple[Constant, ...] = ()
     drop: Mapping[str, str] = field(default_factory=dict)
@@ -170,15 +184,20 @@ class Format:
     holds: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     defaults: Mapping[str, Any] = field(default_factory=dict)
     told: Callable[[Mapping[str, tuple[int, ...]], Mapping[str, Any]], Mapping[str, Any]] | None = None
-    check: Callable[[ViTConfig], str] | None = None
+    check: Callable[[Config], str] | None = None
     rewrites: tuple[Rewrite, ...] = ()
     config_from: Callable[[Mapping[str, Any]], dict[str, Any]] | None = None
-    config_to: Callable[[ViTConfig], dict[str, Any]] | None = None
+    config_to: Callable[[Config], dict[str, Any]] | None = None
     file: str = "model.safetensors"
     wrapper: str = ""
     config_file: str = "config.json"
-    reference: Callable[[Path, ViTConfig], Callable[[Tensor], Tensor]] | None = None
+    reference: Callable[[Path, Config], Callable[[Tensor], Tensor]] | None = None
     pos_embed: str = "bicubic"
+
+    @property
+    def kinds(self) -> str:
+        """The kinds of networks that the format holds, in words."""
+        return " or ".join(f"a {family.KIND}" for family in self.families)
 
     def matches(self, tensors: Mapping[str, Any]) -> bool:
         """Say whether names (and numbers of axes) carry this format's fingerprint, and no other's."""
@@ -196,16 +215,25 @@ class Format:
 
     def allowed(self, name: str) -> tuple[Any, ...]:
         """Return the values of a structural field that this format expresses; () is any."""
-        if name in self.holds:
-            return self.holds[name]
-        return (False if name == "fc_norm" else structure()[name],)
+        if not self.rules:
+            return ()
+        return self.holds[name] if name in self.holds else (self.families[0]().acting(name),)
+
+    def family(self, names: Iterable[str]) -> type[NetworkConfig]:
+        """Return the config of the network that a file of this format holds.
+
+        Args:
+            names: of its tensors, under timm's names.
+        """
+        return self.families[0] if len(self.families) == 1 else family_of(names)
 
     def fixed(self) -> dict[str, Any]:
         """Return the fields that have one value only in this format, and the format's defaults."""
-        single = {name: values[0] for name in structure() if len(values := self.allowed(name)) == 1}
+        names = structure(self.families[0])
+        single = {name: values[0] for name in names if len(values := self.allowed(name)) == 1}
         if "fc_norm" not in self.holds:
             single.pop("fc_norm", None)  # token pooling has no such choice
-        return {**single, **self.defaults} if self.rules else dict(self.defaults)
+        return {**single, **self.defaults}
 
 
 @cache

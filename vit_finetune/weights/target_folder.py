@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from vit_finetune.common.preprocess import PreprocessSpec
-from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.weights.metadata import embedded_metadata
 from vit_finetune.weights.rules import Format
 from vit_finetune.weights.timm_config import NOT_IN_JSON, closest_name
@@ -23,7 +23,7 @@ _PIL_RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
 
 def describe(
-    config: ViTConfig,
+    config: NetworkConfig,
     target: Format,
     *,
     architecture: str | None,
@@ -69,7 +69,7 @@ def describe(
 
 
 def _timm(
-    config: ViTConfig,
+    config: NetworkConfig,
     name: str,
     args: dict[str, Any],
     spec: PreprocessSpec | None,
@@ -91,7 +91,7 @@ def _timm(
             "num_classes": config.num_classes,
             "pool_size": None,
             "first_conv": "patch_embed.proj",
-            "classifier": ["head", "head_dist"] if config.distilled else "head",
+            "classifier": ["head", "head_dist"] if getattr(config, "distilled", False) else "head",
         },
     }
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import list_models, variant_config
-from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.rules import structure
 
 # A network that differs from its registered name in one of these has no description in timm's JSON.
@@ -25,7 +25,7 @@ NOT_IN_JSON = {
 _SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "in_chans", "img_size")
 
 
-def closest_name(config: ViTConfig, preferred: str | None = None) -> tuple[str, dict[str, Any], list[str]]:
+def closest_name(config: NetworkConfig, preferred: str | None = None) -> tuple[str, dict[str, Any], list[str]]:
     """Return the registered name that needs the fewest arguments to become a network.
 
     Args:
@@ -36,29 +36,27 @@ def closest_name(config: ViTConfig, preferred: str | None = None) -> tuple[str, 
         The name, timm's `model_args` (with `img_size` always, without the number of classes), and the fields that
         timm's JSON can't say.
     """
-    names = list_models()
+    family = type(config)
+    kin = {name: other for name in list_models() if type(other := variant_config(name)) is family}
+
+    keys = (*_SIZES, *structure(family))
 
     def differing(name: str) -> list[str]:
-        other = variant_config(name)
-        if not isinstance(other, ViTConfig):
-            return ["block_fn"] * 100  # another family: never the closest
-        return [key for key in (*_SIZES, *structure()) if _acts(config, key) != _acts(other, key)]
+        return [key for key in keys if _acts(config, key) != _acts(kin[name], key)]
 
     def distance(name: str) -> tuple[int, int, bool, str]:
         fields = differing(name)
         return sum(key in NOT_IN_JSON for key in fields), len(fields), name != preferred, name
 
-    name = min(names, key=distance)
+    name = min(kin, key=distance)
     values = config.to_mapping()
     fields = differing(name)
     args = {key: values[key] for key in dict.fromkeys(["img_size", *fields]) if key not in NOT_IN_JSON}
     return name, args, [key for key in fields if key in NOT_IN_JSON]
 
 
-def _acts(config: ViTConfig, key: str) -> Any:
-    """Return a field as the network acts on it: a missing `fc_norm` follows the pooling."""
-    if key == "fc_norm":
-        return config.final_norm and config.norm_after_pool
+def _acts(config: NetworkConfig, key: str) -> Any:
+    """Return a field as the network acts on it, as far as it decides which network it is."""
     if key == "mlp_ratio":
-        return int(config.embed_dim * config.mlp_ratio)
-    return getattr(config, key) is not None if key == "init_values" else getattr(config, key)
+        return getattr(config, "hidden_width", int(config.embed_dim * config.mlp_ratio))
+    return config.acting(key) is not None if key == "init_values" else config.acting(key)

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import WorkError
-from vit_finetune.models.vit import VisionTransformer
-from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.variants import build_model
 from vit_finetune.weights.conversion_report import Verification
 from vit_finetune.weights.convert import Conversion, plan_conversion
 from vit_finetune.weights.folder import read_folder
@@ -70,9 +70,9 @@ def verify_conversion(conversion: Conversion, folder: Path) -> Verification:
     )
 
 
-def _ours(tensors: Mapping[str, Lazy], config: ViTConfig) -> Callable[[Tensor], Tensor]:
+def _ours(tensors: Mapping[str, Lazy], config: NetworkConfig) -> Callable[[Tensor], Tensor]:
     with torch.device("meta"):
-        model = VisionTransformer(config.updated({"weight_init": "skip"}))
+        model = build_model(config.updated({"weight_init": "skip"}))
     values = {name: value.float().contiguous() for name, value in computed(tensors).items()}
     model.load_state_dict(values, strict=True, assign=True)
     model.eval()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable
-from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.weights.axes import axis_sizes, factors_in_words, rearranged, times
 from vit_finetune.weights.constants import is_constant, stand_ins
 from vit_finetune.weights.lazy import Lazy, Plan, combine
@@ -22,7 +22,7 @@ from vit_finetune.weights.rules import Format, Rule, fill, reason_for, template,
 
 
 def plan_from_timm(
-    tensors: Mapping[str, Lazy], layout: Format, config: ViTConfig, *, names: Mapping[str, str] | None = None
+    tensors: Mapping[str, Lazy], layout: Format, config: NetworkConfig, *, names: Mapping[str, str] | None = None
 ) -> Plan:
     """Say how our tensors become a file's.
 
@@ -65,7 +65,7 @@ _Found = tuple[Rule, tuple[str, ...], tuple[str | None, ...]]
 
 
 def _rule_for(
-    name: str, values: Mapping[str, Lazy], layout: Format, config: ViTConfig, names: Mapping[str, str]
+    name: str, values: Mapping[str, Lazy], layout: Format, config: NetworkConfig, names: Mapping[str, str]
 ) -> _Found | None:
     """Return the rule that writes a tensor, with its names on both sides; None where there is none."""
     fitting: list[_Found] = []
@@ -134,7 +134,7 @@ def _no_place(left: list[str], layout: Format) -> str:
 
 
 def _spelled(
-    written: Mapping[str, Lazy], layout: Format, config: ViTConfig, names: Mapping[str, str]
+    written: Mapping[str, Lazy], layout: Format, config: NetworkConfig, names: Mapping[str, str]
 ) -> dict[str, Lazy]:
     """Return the tensors under the file's names; layers that had one name in an earlier file become one tensor."""
     prefix = layout.prefix(config) if layout.prefix else ""

@@ -14,7 +14,7 @@ import torch
 from formats_helpers import Case, ours_on
 
 from vit_finetune.common.errors import NotRepresentable, RequestError
-from vit_finetune.models import VisionTransformer
+from vit_finetune.models import build_model
 from vit_finetune.weights import detect_format, read_source
 from vit_finetune.weights.architecture import source_config
 from vit_finetune.weights.conversion import converted_from, from_timm, to_timm
@@ -47,7 +47,7 @@ def table():
 
 def loaded(tensors, config):
     """Return our network of a config, in float64, with exactly these tensors."""
-    model = VisionTransformer(config.updated({"weight_init": "skip"})).double()
+    model = build_model(config.updated({"weight_init": "skip"})).double()
     model.load_state_dict(tensors, strict=True)
     return model.eval()
 
@@ -73,7 +73,7 @@ def test_format__equals_its_library_and_comes_back(case, tmp_path, table):
             detect_format(checkpoint.tensors)
     layout = FORMATS[case.format]
     converted = converted_from(checkpoint, case.hints, source=case.format)
-    config = source_config(checkpoint, converted.tensors, name=None, known=converted.fields)
+    config = source_config(checkpoint, converted, name=None, known={})
 
     images = torch.randn(2, config.in_chans, *case.img_size, dtype=torch.float64)
     with torch.no_grad():

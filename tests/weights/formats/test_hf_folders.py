@@ -8,7 +8,7 @@ import pytest
 import torch
 import transformers
 from formats_helpers import randomize
-from formats_hf_helpers import SIZES, saved
+from formats_hf_helpers import SIZES, assert_known, saved
 from safetensors.torch import save_file
 
 from vit_finetune.models import VisionTransformer, ViTConfig, create_model
@@ -51,17 +51,6 @@ def theirs(model, images, *, pools):
     result = model(images)
     names = ("logits", "image_embeds", "pooler_output" if pools else "last_hidden_state")
     return next(result[name] for name in names if result.get(name) is not None)
-
-
-def assert_known(ours, theirs):
-    """None of our words is unknown to the library's configuration, and it holds each one's value."""
-    known = type(theirs)().to_dict()
-    for name, value in ours.items():
-        if name == "vision_config":
-            assert_known(value, theirs.vision_config)
-        elif name not in {"architectures", "dtype", "id2label", "label2id"}:
-            assert name in known, name
-            assert theirs.to_dict()[name] == value, name
 
 
 @pytest.mark.parametrize(("target", "architecture", "options"), NETWORKS)

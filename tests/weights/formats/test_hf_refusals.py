@@ -13,6 +13,7 @@ from vit_finetune.weights.conversion import converted_from
 
 TINY = {"img_size": (32, 32), "patch_size": (8, 8), "embed_dim": 32, "depth": 1, "num_heads": 4, "num_classes": 5}
 CLIP = {"pre_norm": True, "norm_eps": 1e-5}
+BIASED = SIZES | {"use_relative_position_bias": True}
 NO_SIZE = {name: value for name, value in SIZES.items() if name != "image_size"}
 
 
@@ -20,13 +21,13 @@ NO_SIZE = {name: value for name, value in SIZES.items() if name != "image_size"}
 @pytest.mark.parametrize(
     ("class_name", "config_name", "options", "known_as", "reason"),
     [
-        ("DINOv3ViTModel", "DINOv3ViTConfig", SIZES | {"num_register_tokens": 2}, "hf_dinov3",
-         "vit_base_patch16_dinov3"),
-        ("BeitModel", "BeitConfig", SIZES | {"use_relative_position_bias": True}, "hf_beit", "beit_base_patch16_224"),
         ("BeitForImageClassification", "BeitConfig", SIZES | {"use_absolute_position_embeddings": True}, "hf_beit",
-         "attention has position biases"),
-        ("Data2VecVisionModel", "Data2VecVisionConfig", SIZES | {"use_relative_position_bias": True}, "hf_beit",
-         "Data2Vec"),
+         "positions that are added"),
+        ("BeitForSemanticSegmentation", "BeitConfig", BIASED | {"num_hidden_layers": 4, "out_indices": [1, 2, 3, 4]},
+         "hf_beit", "a head for segmentation"),
+        ("BeitModel", "BeitConfig", BIASED | {"hidden_act": "silu"}, "hf_beit", "hidden_act='silu'"),
+        ("DINOv3ViTModel", "DINOv3ViTConfig", SIZES | {"use_gated_mlp": True}, "hf_dinov3",
+         "hidden_act='gelu' with use_gated_mlp=True"),
         ("Siglip2VisionModel", "Siglip2VisionConfig", NO_SIZE | {"num_patches": 16}, "hf_siglip2_naflex",
          "google/siglip2-base-patch16-224"),
     ],
@@ -78,8 +79,8 @@ def test_reading__unknown_activation(tmp_path):
         ("hf_dinov2", {"num_classes": 0, "mlp_ratio": 1.5}, "whole numbers"),
         ("hf_dinov2", {"num_classes": 0, "reg_tokens": 2}, "reg_tokens=2"),
         ("hf_dinov2_with_registers", {"num_classes": 0}, "hf_dinov2 holds it"),
-        ("hf_dinov3", {}, "rotary"),
-        ("hf_beit", {}, "biases of its attention"),
+        ("hf_dinov3", {}, "it is a plain ViT, and hf_dinov3 is for a ViT with rotary positions"),
+        ("hf_beit", {}, "hf_beit is for a ViT with relative positions"),
         ("hf_siglip2_naflex", {}, "resized for each picture"),
     ],
 )  # fmt: skip

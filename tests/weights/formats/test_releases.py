@@ -13,7 +13,7 @@ from formats_helpers import randomize
 
 from vit_finetune import NotRepresentable, RequestError, convert_checkpoint, from_pretrained, load_pretrained
 from vit_finetune.models import VisionTransformer, ViTConfig
-from vit_finetune.weights import detect_format, inspect_checkpoint, read_source
+from vit_finetune.weights import inspect_checkpoint, read_source
 from vit_finetune.weights.conversion import converted_from, from_timm
 from vit_finetune.weights.formats import FORMATS
 from vit_finetune.weights.metadata import embedded_metadata
@@ -73,15 +73,6 @@ def test_dino__projection_is_no_classifier(tmp_path):
     assert "head.weight" not in converted.tensors
     assert converted.dropped["head.last_layer.weight_v"] == converted.dropped["head.mlp.0.weight"]
     assert "projection head" in converted.dropped["head.mlp.0.weight"]
-
-
-def test_dinov3__is_refused_by_its_name():
-    """A file of DINOv3's own repository is recognised, and refused with what to load instead."""
-    names = ("cls_token", "storage_tokens", "mask_token", "rope_embed.periods", "patch_embed.proj.weight")
-    tensors = dict.fromkeys((*names, "blocks.0.ls1.gamma", "blocks.0.attn.qkv.bias_mask"), torch.zeros(1))
-    layout = detect_format(tensors)
-    with pytest.raises(NotRepresentable, match="DINOv3, whose positions are rotary"):
-        converted_from(read_source(tensors), source=layout)
 
 
 @pytest.mark.parametrize(

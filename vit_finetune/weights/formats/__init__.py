@@ -8,7 +8,7 @@ To add a format, write one module here and enter it into the list below:
 3. Say what the file holds that we don't (`drop`, `aside`, `refuse`, each with the reason), what we hold that it
    doesn't (`ours_only`), what its library asks for beside the network (`theirs_only`), and other spellings
    (`aliases`, `stacked`, `prefixes`).
-4. Say which networks it can express: `holds` lists the fields of `ViTConfig` that may differ from their defaults. It
+4. Say which networks it can express: `families` its configs, `holds` the fields that may differ from their defaults. It
    serves both ways: a field that isn't listed is known when reading, and refused when writing.
 5. Give the fingerprint (`present` name endings, `absent` name parts, which begin with a dot): exactly one format may
    fit any file, so look at the kin.
@@ -29,18 +29,23 @@ from vit_finetune.weights.formats import (
     aitech,
     block_notebook,
     facebook,
+    facebook_dinov3,
+    hf_beit,
     hf_clip,
     hf_deit,
     hf_dinov2,
     hf_dinov2_with_registers,
+    hf_dinov3,
     hf_ijepa,
     hf_others,
     hf_siglip,
     hf_vit,
     jax,
     jeonsworld,
+    microsoft_beit,
     mmpretrain,
     open_clip,
+    rotary_releases,
     simple_vit,
     timm,
     torchvision,
@@ -58,10 +63,15 @@ _MODULES = (
     hf_dinov2_with_registers,
     hf_clip,
     hf_siglip,
+    hf_dinov3,
+    hf_beit,
     hf_others,
     torchvision,
     open_clip,
     facebook,
+    facebook_dinov3,
+    microsoft_beit,
+    rotary_releases,
     jax,
     vit_pytorch,
     simple_vit,
@@ -95,6 +105,7 @@ def detect_format(tensors: Mapping[str, Any]) -> str:
         RequestError: no format fits, or more than one does.
     """
     fitting = [name for name, layout in FORMATS.items() if layout.matches(tensors)]
+    fitting = [name for name in fitting if not set(FORMATS[name].yields_to) & set(fitting)]
     if len(fitting) == 1:
         return fitting[0]
     shown = ", ".join(sorted(tensors)[:4])

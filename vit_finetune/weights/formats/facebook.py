@@ -26,13 +26,13 @@ from vit_finetune.weights.rules import Constant, Format, Rule
 
 _PATCH_WEIGHT = "patch_embed.proj.weight"
 _SAME_EMBEDDING = tuple(Rule(name, name) for name in ("cls_token", "pos_embed", "patch_embed.proj.{kind}"))
-_SAME_BLOCK = tuple(
+SAME_BLOCK = tuple(
     Rule(f"blocks.{{i}}.{part}.{{kind}}", f"blocks.{{i}}.{part}.{{kind}}")
     for part in ("norm1", "attn.qkv", "attn.proj", "norm2", "mlp.fc1", "mlp.fc2")
 )
 _SAME_NORM = Rule("norm.{kind}", "norm.{kind}")
 _SAME_HEAD = Rule("head.{kind}", "head.{kind}")
-_SAME = (*_SAME_EMBEDDING, *_SAME_BLOCK, _SAME_NORM)
+_SAME = (*_SAME_EMBEDDING, *SAME_BLOCK, _SAME_NORM)
 
 
 def _kin_but(*marks: str) -> tuple[str, ...]:
@@ -85,7 +85,7 @@ DEIT3 = Format(
     absent=(*_kin_but(".gamma_1"), ".reg_token", ".norm_pre.", ".attn.q_proj."),
     rules=(
         *_SAME_EMBEDDING,
-        *_SAME_BLOCK,
+        *SAME_BLOCK,
         Rule("blocks.{i}.gamma_1", "blocks.{i}.ls1.gamma"),
         Rule("blocks.{i}.gamma_2", "blocks.{i}.ls2.gamma"),
         _SAME_NORM,
@@ -123,18 +123,14 @@ def _is_gated(config: ViTConfig) -> bool:
     return config.mlp_layer == "swiglu_packed"
 
 
-_ROTARY = (
-    "this is DINOv3, whose positions are rotary: no plain ViT has them. Load timm's vit_*_dinov3 weights of the same "
-    "network instead"
-)
-_TRAINING_HEAD = "a head of self-supervised training, which is no classifier"
+TRAINING_HEAD = "a head of self-supervised training, which is no classifier"
 
 DINOV2 = Format(
     name="facebook_dinov2",
     library="facebookresearch/dinov2",
-    present=(_PATCH_WEIGHT, "mask_token|mlp.w12.weight|blocks.0.0.norm1.weight|storage_tokens"),
+    present=(_PATCH_WEIGHT, "mask_token|mlp.w12.weight|blocks.0.0.norm1.weight"),
     absent=(
-        *_kin_but(".mask_token", ".mlp.w12", ".blocks.0.0.", ".storage_tokens", ".rope_embed."),
+        *_kin_but(".mask_token", ".mlp.w12", ".blocks.0.0."),
         ".register_tokens",
     ),
     prefixes=("backbone.",),
@@ -146,7 +142,7 @@ DINOV2 = Format(
         Rule("blocks.{i}.ls2.gamma", "blocks.{i}.ls2.gamma"),
         Rule("blocks.{i}.mlp.w12.{kind}", "blocks.{i}.mlp.fc1.{kind}", when=_is_gated),
         Rule("blocks.{i}.mlp.w3.{kind}", "blocks.{i}.mlp.fc2.{kind}", when=_is_gated),
-        *_SAME_BLOCK,
+        *SAME_BLOCK,
         _SAME_NORM,
     ),
     theirs_only=(
@@ -156,9 +152,8 @@ DINOV2 = Format(
     aside={
         "mask_token": "used in pre-training only",
         **dict.fromkeys(("/linear_head.{kind}", "linear_head.{kind}"), WIDE_CLASSIFIER),
-        **dict.fromkeys(("/dino_head.{rest}", "/ibot_head.{rest}"), _TRAINING_HEAD),
+        **dict.fromkeys(("/dino_head.{rest}", "/ibot_head.{rest}"), TRAINING_HEAD),
     },
-    refuse=dict.fromkeys(("storage_tokens", "rope_embed.{rest}", "blocks.{i}.attn.qkv.bias_mask"), _ROTARY),
     unplaced={"head.{kind}": "its classifier takes class token and mean patch together; leave the head out"},
     holds={
         "init_values": (),

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable
-from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.weights.rules import Rule
 
 # transformers' `hidden_act` to ours; the first spelling of each is the one that is written.
@@ -81,7 +81,7 @@ def act_to(name: str) -> str:
 
 
 def fields_from(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the `ViTConfig` fields that a vision configuration of transformers says.
+    """Return the fields of a network's config that a vision configuration of transformers says.
 
     Args:
         config: the parsed `config.json`, or the part of it that is about the vision tower.
@@ -99,7 +99,7 @@ def fields_from(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def config_of(config: ViTConfig, *, model_type: str, architecture: str) -> dict[str, Any]:
+def config_of(config: NetworkConfig, *, model_type: str, architecture: str) -> dict[str, Any]:
     """Return what all vision configurations of transformers say about a network.
 
     Args:
@@ -114,7 +114,7 @@ def config_of(config: ViTConfig, *, model_type: str, architecture: str) -> dict[
         "num_hidden_layers": config.depth,
         "num_attention_heads": config.num_heads,
         "intermediate_size": int(config.embed_dim * config.mlp_ratio),
-        "hidden_act": act_to(config.act_layer),
+        "hidden_act": act_to(getattr(config, "act_layer", "gelu")),
         "layer_norm_eps": config.norm_eps,
         "image_size": _side(config.img_size),
         "patch_size": _side(config.patch_size),
@@ -137,7 +137,7 @@ def opened(folder: Path) -> Any:
     return model.eval()
 
 
-def reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
+def reference(folder: Path, config: NetworkConfig) -> Callable[[Tensor], Tensor]:
     """Return the forward pass of a folder's model in transformers."""
     model = opened(folder)
     output = "logits" if config.num_classes else "last_hidden_state"

@@ -25,10 +25,9 @@ from torch import Tensor
 from vit_finetune.common.errors import NotRepresentable
 from vit_finetune.models.variants import variant_config
 from vit_finetune.models.vit_config import ViTConfig
-from vit_finetune.weights.formats.timm import TIMM
 from vit_finetune.weights.lazy import Lazy
 from vit_finetune.weights.rewrites import Rewrite, Tensors
-from vit_finetune.weights.rules import Constant, Format, Rule
+from vit_finetune.weights.rules import Constant, Format, Rule, structure
 
 _BLOCK = "transformer.resblocks.{i}"
 _TEXT = "the text tower and its scale, which an image classifier doesn't need"
@@ -284,7 +283,7 @@ OPEN_CLIP_TIMM = Format(
         "visual.head.* and train a new head",
         **dict.fromkeys(("blocks.{i}.gamma_1", "blocks.{i}.attn.q_bias", "rope.{rest}"), _OTHER_TRUNK),
     },
-    holds=TIMM.holds,
+    holds=dict.fromkeys(structure(), ()),
     config_from=_trunk_config_from,
     file="open_clip_model.safetensors",
 )

@@ -1,7 +1,7 @@
-"""timm's plain ViT layout, which is ours: every name stays.
+"""timm's layout, which is ours: every name stays, in plain ViTs and in those with rotary or relative positions.
 
-Source: timm 1.0 `models/vision_transformer.py` and `models/deit.py`. The absent parts tell it from the layouts that
-share its patch embedding but not its meaning (DeiT-III, MAE and DINOv2 as released, BEiT, EVA, DINOv3).
+Source: timm 1.0 `models/vision_transformer.py`, `deit.py`, `eva.py` and `beit.py`. The absent parts tell it from the
+layouts that share its patch embedding but not its meaning (DeiT-III, MAE and DINOv2 as released, EVA-02, DINOv3).
 """
 
 from __future__ import annotations
@@ -12,25 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.rel_pos_vit import RelPosViTConfig
+from vit_finetune.models.rope_config import RopeViTConfig
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.rules import Format
-
-# Every option; the values are as many as `ViTConfig` allows. `_check` names those that only our network has.
-_OPTIONS = (
-    *("global_pool", "qkv_bias", "qk_norm", "proj_bias", "scale_attn_norm", "scale_mlp_norm", "init_values"),
-    *("class_token", "distilled", "no_embed_class", "reg_tokens", "pre_norm", "final_norm", "fc_norm"),
-    *(
-        "pool_include_prefix",
-        "norm_layer",
-        "norm_eps",
-        "embed_norm",
-        "act_layer",
-        "mlp_layer",
-        "attn_layer",
-        "block_fn",
-    ),
-    *("attn_head_dim", "patch_norm_in"),
-)
 
 # What only the names of relatives have: MAE, DeiT-III, DINOv2 and DINOv3 as released, BEiT, EVA, hybrids.
 KIN = (
@@ -38,9 +24,12 @@ KIN = (
     *(".mlp.w12", ".blocks.0.0.", ".rope_embed.", ".rope.", ".q_bias", ".relative_position_bias_table"),
     ".patch_embed.backbone.",
 )
+# Those of them that timm has in other families here; what Swin has, or timm's own readers take away or rename.
+_OF_TIMM = (".gamma_1", ".rope.", ".q_bias", ".relative_position_bias_table")
+_RENAMED = (".layers.0.", ".rope.freqs_", ".relative_position_index", ".mlp.w1.", ".mlp.ffn_ln", ".inner_attn_ln")
 
 
-def _reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
+def _reference(folder: Path, config: NetworkConfig) -> Callable[[Tensor], Tensor]:
     import timm
 
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).float().eval()
@@ -48,7 +37,9 @@ def _reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
     return forward
 
 
-def _check(config: ViTConfig) -> str:
+def _check(config: NetworkConfig) -> str:
+    if not isinstance(config, ViTConfig):
+        return ""
     problems = []
     if config.attn_head_dim is not None:
         problems.append(f"attn_head_dim={config.attn_head_dim} (timm's plain ViT divides its width among the heads)")
@@ -61,8 +52,13 @@ TIMM = Format(
     name="timm",
     library="timm",
     present=("patch_embed.proj.weight",),
-    absent=(*KIN, ".backbone.patch_embed.", ".head.mlp.", ".head.last_layer.", ".trunk.", ".proj_q."),
-    holds=dict.fromkeys(_OPTIONS, ()),
+    families=(ViTConfig, RopeViTConfig, RelPosViTConfig),
+    absent=(
+        *(mark for mark in KIN if mark not in _OF_TIMM),
+        *_RENAMED,
+        *(".backbone.patch_embed.", ".head.mlp.", ".head.last_layer.", ".trunk.", ".proj_q."),
+    ),
+    yields_to=("facebook_deit3",),  # whose names ROPE-ViT with learned positions has too
     check=_check,
     reference=_reference,
 )
