@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from weights_helpers import NAMES, save_folder, tiny
 
 from vit_finetune import NotRepresentable, RequestError, WorkError, convert_checkpoint, from_pretrained
-from vit_finetune.weights import diff_checkpoints
+from vit_finetune.weights import diff_checkpoints, read_source
 from vit_finetune.weights.lazy import lazily
 from vit_finetune.weights.writers import write_safetensors, write_tensors
 
@@ -156,6 +156,49 @@ def test_convert_checkpoint__sets_aside_what_has_no_place(tmp_path):
     assert report.verification.compared == "tokens"
 
 
+@torch.no_grad()
+def test_convert_checkpoint__keeps_a_head_of_the_librarys_own(tmp_path):
+    """DINOv2's wide classifier: into its own format, or through timm and back, transformers gives the same logits."""
+    from transformers import Dinov2Config, Dinov2ForImageClassification
+
+    sizes = {key: SIZES[key] for key in SIZES if key != "intermediate_size"}
+    model = randomize(Dinov2ForImageClassification(Dinov2Config(**sizes, id2label=LABELS)))
+    model.save_pretrained(tmp_path / "theirs")
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "again", to="hf_dinov2")
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "timm", to="timm")
+    report = convert_checkpoint(tmp_path / "timm", tmp_path / "back", to="hf_dinov2")
+    assert report.verification.by == ("vit_finetune", "transformers")
+    before = load_file(tmp_path / "theirs" / "model.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    for name in ("again", "back"):
+        after = load_file(tmp_path / name / "model.safetensors")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+        opened = Dinov2ForImageClassification.from_pretrained(tmp_path / name).eval()
+        torch.testing.assert_close(opened(images).logits, model(images).logits, atol=1e-5, rtol=1e-5)
+        assert opened.config.id2label == LABELS
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "bare", to="hf_dinov2", head="drop")
+    bare = load_file(tmp_path / "bare" / "model.safetensors")
+    assert bare.keys() == {name.removeprefix("dinov2.") for name in before if not name.startswith("classifier.")}
+
+
+def test_convert_checkpoint__another_network_beside_an_old_report(tmp_path):
+    """Weights that were put into a result's folder afterwards don't get what was set aside of others."""
+    import transformers
+
+    config = transformers.Dinov2Config(**{key: SIZES[key] for key in SIZES if key != "intermediate_size"})
+    randomize(transformers.Dinov2Model(config)).save_pretrained(tmp_path / "theirs")
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "timm", to="timm", verify=False)
+    state = load_file(tmp_path / "timm" / "model.safetensors")
+    state["pos_embed"] = torch.cat([state["pos_embed"], state["pos_embed"][:, 1:2]], dim=1)
+    save_file(state, tmp_path / "timm" / "model.safetensors")
+    notes = read_source(tmp_path / "timm").notes
+    assert notes == ("conversion.json is about other tensors than the weights beside it and was left aside",)
+    (tmp_path / "timm" / "conversion.json").write_text("{}")
+    with pytest.raises(RequestError, match="conversion.json is not what a conversion of this version wrote"):
+        read_source(tmp_path / "timm")
+
+
 def test_convert_checkpoint__what_timms_json_cannot_say_is_said(tmp_path):
     """An epsilon of 1e-12 is noted, and read back by us from the header."""
     import transformers
@@ -274,6 +317,23 @@ def test_write_tensors__other_kinds_of_files(tmp_path, file):
     read = np.load(path, allow_pickle=False) if file.endswith("npz") else torch.load(path, weights_only=True)
     assert all(torch.equal(torch.as_tensor(read[name]), value) for name, value in tensors.items())
     assert path.read_bytes() == (tmp_path / "2" / file).read_bytes()
+
+
+def test_write_tensors__bfloat16_as_jax_saves_it(tmp_path):
+    """`numpy.savez` of JAX's own bfloat16 arrays holds the same bytes, and our reader gives the tensors again."""
+    import ml_dtypes
+
+    tensors = {"a/kernel": torch.randn(3, 5).bfloat16(), "scalar": torch.tensor(1.5).bfloat16()}
+    write_tensors(tmp_path, "model.npz", lazily(tensors), metadata={}, max_shard_size=None)
+    arrays = {name: value.float().numpy().astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
+    np.savez(tmp_path / "jax.npz", **arrays)
+    ours, theirs = (np.load(tmp_path / name, allow_pickle=False) for name in ("model.npz", "jax.npz"))
+    for name in arrays:
+        assert ours[name].dtype.kind == theirs[name].dtype.kind == "V"
+        assert ours[name].tobytes() == theirs[name].tobytes()
+        assert np.array_equal(ours[name].view(ml_dtypes.bfloat16), arrays[name])
+    read = read_source(tmp_path / "model.npz").tensors
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
 
 
 def test_labels__only_those_of_this_head(tmp_path):

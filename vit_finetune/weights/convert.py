@@ -25,6 +25,7 @@ from vit_finetune.weights.readers import unwrap
 from vit_finetune.weights.reading import plan_to_timm
 from vit_finetune.weights.resample import resample_pos_embed
 from vit_finetune.weights.rules import Format
+from vit_finetune.weights.way_back import Earlier, plan_back
 from vit_finetune.weights.writing import plan_from_timm
 
 
@@ -57,7 +58,8 @@ class Conversion:
         written: the network as the target says it; a rewrite may have taken an option away.
         plan: the tensors that are written.
         dropped: the source's names that have no place, each with the reason.
-        aside: tensors without a place that the way back needs, under the source's names.
+        earlier: the file that is read, as far as it has no place in the target: what the way back needs.
+        restored: the file whose set-aside tensors are written again: the source, or what it was once converted from.
         notes: decisions and rewrites, one sentence each.
     """
 
@@ -68,7 +70,8 @@ class Conversion:
     written: ViTConfig
     plan: Plan
     dropped: Mapping[str, str]
-    aside: Mapping[str, Lazy]
+    earlier: Earlier
+    restored: Earlier | None
     notes: tuple[str, ...]
 
 
@@ -137,11 +140,29 @@ def plan_conversion(
         plan, layout, stated=stated, names_only=target.name == "timm" if names_only is None else names_only
     )
     ours, network_out, notes = _changed(plan.tensors, network, changes, target)
-    out = plan_from_timm(ours, target, network_out, names=None)
-    if target is layout:  # what it set aside still has its place there
-        out.tensors.update({name: value for name, value in plan.aside.items() if name not in out.tensors})
+    kept = {name: own for name, own in plan.names.items() if own not in plan.dropped or own in plan.aside}
+    earlier = Earlier(
+        format=layout.name, names=kept, prefix=plan.prefix, config=checkpoint.library, aside=dict(plan.aside)
+    )
+    restored = earlier if target is layout else checkpoint.earlier
+    if restored is not None and restored.format == target.name:
+        has_head = changes.head == "keep"
+        out = plan_back(
+            ours,
+            target,
+            network_out,
+            restored,
+            same_names=target is not layout,
+            head=has_head,
+            dtype=changes.dtype,
+        )
+    else:
+        out, restored = plan_from_timm(ours, target, network_out), None
     headless = {name for key in plan.tensors.keys() - ours.keys() for name in plan.tensors[key].sources}
     dropped = {**checkpoint.dropped, **plan.dropped, **dict.fromkeys(sorted(headless), "head='drop' was asked for")}
+    if target is layout:  # what has no place in ours still has its place there
+        placed = {name for value in out.tensors.values() for name in value.sources}
+        dropped = {name: reason for name, reason in dropped.items() if name not in placed}
     return Conversion(
         source=layout,
         target=target,
@@ -150,7 +171,8 @@ def plan_conversion(
         written=ViTConfig.from_mapping(out.fields),
         plan=out,
         dropped=dropped,
-        aside=plan.aside,
+        earlier=earlier,
+        restored=restored,
         notes=(*checkpoint.notes, *plan.notes, *notes, *out.notes),
     )
 

@@ -22,10 +22,9 @@ from vit_finetune.weights.resample import POS_EMBED_METHODS
 from vit_finetune.weights.sources import read_source
 from vit_finetune.weights.target_folder import describe
 from vit_finetune.weights.verify import verify_conversion
+from vit_finetune.weights.way_back import ASIDE_NAME, REPORT_NAME, head_words
 from vit_finetune.weights.writers import write_safetensors, write_tensors
 
-REPORT_NAME = "conversion.json"
-ASIDE_NAME = "set_aside.safetensors"
 _READ_SHARDS = ("transformers",)
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -102,8 +101,8 @@ def _write(
         max_shard_size=max_shard_size,
         wrapper=conversion.target.wrapper,
     )
-    if conversion.aside and conversion.target is not conversion.source:
-        write_safetensors(folder / ASIDE_NAME, conversion.aside, metadata={})
+    if aside := _set_aside(conversion):
+        write_safetensors(folder / ASIDE_NAME, aside, metadata={})
     for name, values in files.items():
         write_json(folder / name, values)
     proof = verify_conversion(conversion, folder) if verify else None
@@ -116,7 +115,7 @@ def _described(
     checkpoint: Checkpoint, conversion: Conversion
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str], tuple[str, ...]]:
     """Return the JSON files, the header metadata and the notes of a result."""
-    return describe(
+    files, metadata, notes = describe(
         conversion.written,
         conversion.target,
         architecture=checkpoint.architecture,
@@ -124,6 +123,14 @@ def _described(
         class_names=_names(checkpoint, conversion),
         dtype=next(iter(conversion.plan.tensors.values())).meta.dtype,
     )
+    if values := files.get(conversion.target.config_file):
+        values.update(head_words(conversion.restored, values, conversion.plan.tensors))
+    return files, metadata, notes
+
+
+def _set_aside(conversion: Conversion) -> dict[str, Lazy]:
+    """Return what is kept beside the result: nothing where it has its place there."""
+    return {} if conversion.target is conversion.source else dict(conversion.earlier.aside)
 
 
 def _changes(head: str, img_size: int | tuple[int, int] | None, pos_embed: str | None, dtype: str | None) -> Changes:
@@ -169,7 +176,8 @@ def _report(
         config=conversion.config.to_mapping(),
         tensors=tuple(_row(name, lazy, digests.get(name)) for name, lazy in conversion.plan.tensors.items()),
         dropped=dict(conversion.dropped),
-        set_aside=tuple(conversion.aside),
+        set_aside=tuple(_set_aside(conversion)),
+        way_back=conversion.earlier.to_mapping() if conversion.earlier.names else None,
         notes=(*conversion.notes, *notes),
         files=() if folder is None else (*sorted(path.name for path in folder.iterdir()), REPORT_NAME),
         verification=proof,

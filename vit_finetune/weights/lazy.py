@@ -46,6 +46,7 @@ class Plan:
         dropped: the source's name to the reason.
         fields: `ViTConfig` fields that format, configuration and names tell.
         names: the rules' spelling of the file's names to the file's own.
+        prefix: what stands before every name of the network in the file.
         aside: tensors without a place that the way back needs, under the source's names; they are in `dropped` too.
         notes: rewrites that were applied, one sentence each.
     """
@@ -54,6 +55,7 @@ class Plan:
     dropped: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
     aside: dict[str, Lazy] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 

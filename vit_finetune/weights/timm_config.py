@@ -52,6 +52,9 @@ def closest_name(config: ViTConfig, preferred: str | None = None) -> tuple[str, 
     values = config.to_mapping()
     fields = differing(name)
     args = {key: values[key] for key in dict.fromkeys(["img_size", *fields]) if key not in NOT_IN_JSON}
+    built = variant_config(name).updated(args)
+    if isinstance(built, ViTConfig) and _acts(built, "fc_norm") != _acts(config, "fc_norm"):
+        args["fc_norm"] = _acts(config, "fc_norm")  # the pooling among the arguments would move the norm
     return name, args, [key for key in fields if key in NOT_IN_JSON]
 
 

@@ -140,8 +140,10 @@ def opened(folder: Path) -> Any:
 def reference(folder: Path, config: ViTConfig) -> Callable[[Tensor], Tensor]:
     """Return the forward pass of a folder's model in transformers."""
     model = opened(folder)
-    output = "logits" if config.num_classes else "last_hidden_state"
-    return lambda images: getattr(model(pixel_values=images), output)
+    if config.num_classes:
+        return lambda images: model(pixel_values=images).logits
+    # A head of the library's own kind may sit on the network that is compared.
+    return lambda images: model.base_model(pixel_values=images).last_hidden_state
 
 
 def _side(size: tuple[int, int]) -> int | list[int]:
