@@ -9,10 +9,18 @@ import pytest
 import timm
 import torch
 from formats_helpers import randomize
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from weights_helpers import NAMES, save_folder, tiny
 
-from vit_finetune import NotRepresentable, RequestError, WorkError, convert_checkpoint, from_pretrained
+from vit_finetune import (
+    NotRepresentable,
+    RequestError,
+    WorkError,
+    convert_checkpoint,
+    from_pretrained,
+    picture_batches,
+)
 from vit_finetune.weights import diff_checkpoints, read_source
 from vit_finetune.weights.lazy import lazily
 from vit_finetune.weights.writers import write_safetensors, write_tensors
@@ -255,6 +263,58 @@ def test_convert_checkpoint__a_wrong_result_is_not_kept(tmp_path, monkeypatch):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good"]
 
 
+def save_pictures(folder, *, count=3):
+    """Save small random pictures of several sizes."""
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_convert_checkpoint__compares_on_given_pictures_too(hf_folder, tmp_path, monkeypatch):
+    """Given pictures go through both sides after the source's own preprocessing, and a difference on them counts."""
+    from dataclasses import replace
+
+    from vit_finetune.weights.formats import FORMATS
+
+    pictures = picture_batches(save_pictures(tmp_path / "pictures"), batch_size=2)
+    report = convert_checkpoint(hf_folder, tmp_path / "timm", to="timm", verify_images=pictures)
+    assert report.verification.images == "4 random and 3 given pictures of 32x32 pixels"
+    assert report.verification.top1_agreement == 1.0
+    told = json.loads((tmp_path / "timm" / "conversion.json").read_text())["verification"]
+    assert told["images"] == report.verification.images and told["max_abs_difference"] < 1e-5
+
+    right = FORMATS["timm"].reference
+
+    def reference(folder, config):
+        forward = right(folder, config)
+        return lambda images: forward(images) if len(images) == 4 else forward(images) + 1
+
+    monkeypatch.setitem(FORMATS, "timm", replace(FORMATS["timm"], reference=reference))
+    with pytest.raises(WorkError, match="timm computes something else"):
+        convert_checkpoint(hf_folder, tmp_path / "wrong", to="timm", verify_images=pictures)
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "options", "message"),
+    [
+        (torch.zeros(2, 3, 16, 16), {}, r"float32 \[2, 3, 16, 16\]; the network takes floats \[B, 3, 64, 64\]"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), {}, "are torch.uint8"),
+        ("folder", {}, "verify_images is a str; give a batch of pictures, or picture_batches"),
+        (torch.zeros(2, 3, 32, 32), {"verify": False}, "need a result and a comparison"),
+        (torch.zeros(2, 3, 32, 32), {"dry_run": True}, "need a result and a comparison"),
+    ],
+)
+def test_convert_checkpoint__wrong_pictures(tmp_path, pictures, options, message):
+    """Pictures that can't be compared on are refused, and nothing appears."""
+    save_folder(tmp_path / "good")
+    with pytest.raises(RequestError, match=message):
+        convert_checkpoint(tmp_path / "good", tmp_path / "out", to="hf_vit", verify_images=pictures, **options)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -328,10 +388,10 @@ def test_write_tensors__bfloat16_as_jax_saves_it(tmp_path):
     arrays = {name: value.float().numpy().astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
     np.savez(tmp_path / "jax.npz", **arrays)
     ours, theirs = (np.load(tmp_path / name, allow_pickle=False) for name in ("model.npz", "jax.npz"))
-    for name in arrays:
+    for name, array in arrays.items():
         assert ours[name].dtype.kind == theirs[name].dtype.kind == "V"
         assert ours[name].tobytes() == theirs[name].tobytes()
-        assert np.array_equal(ours[name].view(ml_dtypes.bfloat16), arrays[name])
+        assert np.array_equal(ours[name].view(ml_dtypes.bfloat16), array)
     read = read_source(tmp_path / "model.npz").tensors
     assert all(torch.equal(read[name], value) for name, value in tensors.items())
 

@@ -6,18 +6,22 @@ Only the proof builds networks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
+from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion_report import ConversionReport, TensorRow
 from vit_finetune.weights.convert import Changes, Conversion, plan_conversion
 from vit_finetune.weights.hints import Hints
 from vit_finetune.weights.lazy import Lazy
+from vit_finetune.weights.load import preprocess_for
 from vit_finetune.weights.resample import POS_EMBED_METHODS
 from vit_finetune.weights.sources import read_source
 from vit_finetune.weights.target_folder import describe
@@ -26,6 +30,7 @@ from vit_finetune.weights.way_back import ASIDE_NAME, REPORT_NAME, head_words
 from vit_finetune.weights.writers import write_safetensors, write_tensors
 
 _READ_SHARDS = ("transformers",)
+Pictures = Tensor | Callable[[PreprocessSpec], Iterable[Tensor]] | None
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -36,6 +41,7 @@ def convert_checkpoint(
     to: str,
     source: str = "auto",
     verify: bool = True,
+    verify_images: Pictures = None,
     config: Hints = None,
     head: str = "keep",
     img_size: int | tuple[int, int] | None = None,
@@ -55,6 +61,8 @@ def convert_checkpoint(
         source: the format of `src`; "auto" detects it.
         verify: compare source and result on the same random pictures: in the library itself where it is installed and
             can open the result, else in our network on both sides.
+        verify_images: pictures to compare on as well: a batch [B, C, H, W] as the network takes it, or a function from
+            the result's preprocessing to such batches, as `picture_batches(paths)` gives.
         config: what the source doesn't tell; see `convert_state_dict`.
         head: "keep" or "drop" the classifier.
         img_size: pixels that the positions are resampled for; None keeps the source's.
@@ -72,6 +80,8 @@ def convert_checkpoint(
         RequestError: the source can't be read or isn't whole, or something has to be said in `config`.
     """
     dst = Path(dst)
+    if verify_images is not None and (dry_run or not verify):
+        raise RequestError("pictures to compare on need a result and a comparison; leave out them, or what prevents it")
     changes = _changes(head, img_size, pos_embed, dtype)
     if not dry_run:
         _check_place(dst, overwrite=overwrite)
@@ -85,11 +95,20 @@ def convert_checkpoint(
     if dry_run:
         return _report(checkpoint, conversion, {}, None, notes=_described(checkpoint, conversion)[2])
     with atomic_folder(dst, replace=overwrite) as folder:
-        return _write(folder, dst, checkpoint, conversion, max_shard_size=max_shard_size, verify=verify)
+        return _write(
+            folder, dst, checkpoint, conversion, max_shard_size=max_shard_size, verify=verify, pictures=verify_images
+        )
 
 
 def _write(
-    folder: Path, dst: Path, checkpoint: Checkpoint, conversion: Conversion, *, max_shard_size: str | None, verify: bool
+    folder: Path,
+    dst: Path,
+    checkpoint: Checkpoint,
+    conversion: Conversion,
+    *,
+    max_shard_size: str | None,
+    verify: bool,
+    pictures: Pictures,
 ) -> ConversionReport:
     """Fill a folder that will become `dst`."""
     files, metadata, notes = _described(checkpoint, conversion)
@@ -105,10 +124,23 @@ def _write(
         write_safetensors(folder / ASIDE_NAME, aside, metadata={})
     for name, values in files.items():
         write_json(folder / name, values)
-    proof = verify_conversion(conversion, folder) if verify else None
+    given = _batches(pictures, preprocess_for(conversion.config, checkpoint.preprocess))
+    proof = verify_conversion(conversion, folder, given) if verify else None
     report = _report(checkpoint, conversion, digests, dst, notes=notes, proof=proof, folder=folder)
     write_json(folder / REPORT_NAME, report.to_mapping())
     return report
+
+
+def _batches(pictures: Pictures, spec: PreprocessSpec) -> Iterable[Tensor]:
+    if pictures is None:
+        return ()
+    if isinstance(pictures, Tensor):
+        return (pictures,)
+    if not callable(pictures):
+        raise RequestError(
+            f"verify_images is a {type(pictures).__name__}; give a batch of pictures, or picture_batches(paths)"
+        )
+    return pictures(spec)
 
 
 def _described(

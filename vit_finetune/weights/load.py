@@ -239,7 +239,7 @@ def _report(
         resampled=fitted.resampled,
         dropped={**checkpoint.dropped, **converted.dropped, **fitted.dropped},
         newly_initialized=new,
-        preprocess=_preprocess_for(model.config, checkpoint.preprocess),
+        preprocess=preprocess_for(model.config, checkpoint.preprocess),
         class_names=names,
         source=checkpoint.description,
         architecture=model.name,
@@ -247,8 +247,13 @@ def _report(
     )
 
 
-def _preprocess_for(config: NetworkConfig, spec: PreprocessSpec | None) -> PreprocessSpec:
-    """Return the source's preprocessing at the model's picture size and number of channels."""
+def preprocess_for(config: NetworkConfig, spec: PreprocessSpec | None) -> PreprocessSpec:
+    """Return a source's preprocessing at a network's picture size and number of channels.
+
+    Args:
+        config: the network.
+        spec: what the source says; None takes the defaults.
+    """
     spec = spec or PreprocessSpec()
     if config.in_chans == len(spec.mean):
         return spec.with_size(*config.img_size)
