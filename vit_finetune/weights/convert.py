@@ -140,24 +140,16 @@ def plan_conversion(
         plan, layout, stated=stated, names_only=target.name == "timm" if names_only is None else names_only
     )
     ours, network_out, notes = _changed(plan.tensors, network, changes, target)
-    kept = {name: own for name, own in plan.names.items() if own not in plan.dropped or own in plan.aside}
     earlier = Earlier(
-        format=layout.name, names=kept, prefix=plan.prefix, config=checkpoint.library, aside=dict(plan.aside)
+        format=layout.name,
+        names={name: own for name, own in plan.names.items() if own not in plan.dropped or own in plan.aside},
+        prefix=plan.prefix,
+        config=checkpoint.library,
+        aside=dict(plan.aside),
     )
     restored = earlier if target is layout else checkpoint.earlier
-    if restored is not None and restored.format == target.name:
-        has_head = changes.head == "keep"
-        out = plan_back(
-            ours,
-            target,
-            network_out,
-            restored,
-            same_names=target is not layout,
-            head=has_head,
-            dtype=changes.dtype,
-        )
-    else:
-        out, restored = plan_from_timm(ours, target, network_out), None
+    restored = restored if restored is not None and restored.format == target.name else None
+    out = _written(ours, target, network_out, restored, changes, same_names=target is not layout)
     headless = {name for key in plan.tensors.keys() - ours.keys() for name in plan.tensors[key].sources}
     dropped = {**checkpoint.dropped, **plan.dropped, **dict.fromkeys(sorted(headless), "head='drop' was asked for")}
     if target is layout:  # what has no place in ours still has its place there
@@ -175,6 +167,22 @@ def plan_conversion(
         restored=restored,
         notes=(*checkpoint.notes, *plan.notes, *notes, *out.notes),
     )
+
+
+def _written(
+    ours: Mapping[str, Lazy],
+    target: Format,
+    config: ViTConfig,
+    restored: Earlier | None,
+    changes: Changes,
+    *,
+    same_names: bool,
+) -> Plan:
+    """Plan the result, with what an earlier file of its format held beside the network."""
+    if restored is None:
+        return plan_from_timm(ours, target, config)
+    keeps_head = changes.head == "keep"
+    return plan_back(ours, target, config, restored, same_names=same_names, head=keeps_head, dtype=changes.dtype)
 
 
 def _stated(checkpoint: Checkpoint, config: Hints) -> ViTConfig | None:

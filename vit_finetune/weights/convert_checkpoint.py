@@ -21,7 +21,7 @@ from vit_finetune.weights.conversion_report import ConversionReport, TensorRow
 from vit_finetune.weights.convert import Changes, Conversion, plan_conversion
 from vit_finetune.weights.hints import Hints
 from vit_finetune.weights.lazy import Lazy
-from vit_finetune.weights.load import preprocess_for
+from vit_finetune.weights.load import naming, preprocess_for
 from vit_finetune.weights.resample import POS_EMBED_METHODS
 from vit_finetune.weights.sources import read_source
 from vit_finetune.weights.target_folder import describe
@@ -80,18 +80,14 @@ def convert_checkpoint(
         RequestError: the source can't be read or isn't whole, or something has to be said in `config`.
     """
     dst = Path(dst)
-    if verify_images is not None and (dry_run or not verify):
-        raise RequestError("pictures to compare on need a result and a comparison; leave out them, or what prevents it")
+    _check_pictures(verify_images, compares=verify and not dry_run)
     changes = _changes(head, img_size, pos_embed, dtype)
     if not dry_run:
         _check_place(dst, overwrite=overwrite)
     checkpoint = read_source(src)
-    try:
+    with naming(checkpoint):
         conversion = plan_conversion(checkpoint, to=to, source=source, config=config, changes=changes, names_only=False)
-    except RequestError as error:
-        raise type(error)(f"{checkpoint.description}: {error}") from error
-    if max_shard_size is not None and conversion.target.library not in _READ_SHARDS:
-        raise RequestError(f"{conversion.target.library} reads no weights in several files; leave max_shard_size out")
+    _check_shards(max_shard_size, conversion)
     if dry_run:
         return _report(checkpoint, conversion, {}, None, notes=_described(checkpoint, conversion)[2])
     with atomic_folder(dst, replace=overwrite) as folder:
@@ -172,6 +168,16 @@ def _changes(head: str, img_size: int | tuple[int, int] | None, pos_embed: str |
         raise RequestError(f"pos_embed={pos_embed!r} is none of {', '.join(POS_EMBED_METHODS)}")
     size = (img_size, img_size) if isinstance(img_size, int) else img_size
     return Changes(head=head, img_size=size, pos_embed=pos_embed, dtype=DTYPES[dtype] if dtype else None)
+
+
+def _check_shards(max_shard_size: str | None, conversion: Conversion) -> None:
+    if max_shard_size is not None and conversion.target.library not in _READ_SHARDS:
+        raise RequestError(f"{conversion.target.library} reads no weights in several files; leave max_shard_size out")
+
+
+def _check_pictures(pictures: Pictures, *, compares: bool) -> None:
+    if pictures is not None and not compares:
+        raise RequestError("pictures to compare on need a result and a comparison; leave out them, or what prevents it")
 
 
 def _check_place(dst: Path, *, overwrite: bool) -> None:

@@ -60,7 +60,7 @@ def load_pretrained(
     """
     _check_choices(head, pos_embed)
     checkpoint = read_source(source)
-    with _naming(checkpoint):
+    with naming(checkpoint):
         known = model.config.to_mapping() | ({"num_classes": 0} if head == "drop" else {})
         converted = converted_from(checkpoint, known, wanted=names_of(model.config))
         grid = grid or stated_grid(checkpoint, converted.tensors)
@@ -105,7 +105,7 @@ def from_pretrained(
     """
     _check_choices("drop", pos_embed)
     checkpoint = read_source(source)
-    with _naming(checkpoint):
+    with naming(checkpoint):
         named = variant_config(name) if name else stated_config(checkpoint)
         known = variant_config(name).to_mapping() if name else dict(overrides)
         if any("pos" in key for key in checkpoint.tensors):
@@ -156,8 +156,12 @@ def _check_choices(head: str, pos_embed: str) -> None:
 
 
 @contextmanager
-def _naming(checkpoint: Checkpoint) -> Iterator[None]:
-    """Name the source in whatever is wrong with its tensors."""
+def naming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name a source in whatever is wrong with its tensors.
+
+    Args:
+        checkpoint: the source.
+    """
     try:
         yield
     except RequestError as error:
