@@ -6,7 +6,7 @@ The work is planned in `reading.py` and `writing.py`; here it is done, in memory
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -44,6 +44,8 @@ class Converted:
         fields: `ViTConfig` fields that format, configuration and names tell.
         remainder: what `from_timm` takes to give the same file again.
         notes: rewrites that were applied, one sentence each.
+        told: the fields that the source's library says in its configuration.
+        usual: the fields that all files of the format have, as far as nothing else tells them.
     """
 
     tensors: dict[str, Tensor]
@@ -51,6 +53,8 @@ class Converted:
     fields: dict[str, Any] = field(default_factory=dict)
     remainder: Remainder = field(default_factory=Remainder)
     notes: tuple[str, ...] = ()
+    told: Mapping[str, Any] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
 
 def converted_from(
@@ -76,7 +80,8 @@ def converted_from(
         source = "timm"
     layout = format_named(detect_format(checkpoint.tensors) if source == "auto" else source)
     told = layout.config_from(checkpoint.library) if layout.config_from and checkpoint.library else {}
-    return to_timm(checkpoint.tensors, layout, {**told, **(known or {})})
+    converted = to_timm(checkpoint.tensors, layout, {**told, **(known or {})})
+    return replace(converted, told=told, usual=layout.fixed())
 
 
 def to_timm(tensors: Mapping[str, Tensor], layout: Format, known: Mapping[str, Any] | None = None) -> Converted:

@@ -24,7 +24,7 @@ from vit_finetune.models.head import HeadInit, replace_head
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import build_model, variant_config
 from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
-from vit_finetune.weights.architecture import names_of, source_config, stated_config, stated_grid
+from vit_finetune.weights.architecture import names_of, reconciled, source_config, stated_config, stated_grid
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion import Converted, converted_from
 from vit_finetune.weights.report import LoadReport
@@ -63,13 +63,14 @@ def load_pretrained(
     with naming(checkpoint):
         known = model.config.to_mapping() | ({"num_classes": 0} if head == "drop" else {})
         converted = converted_from(checkpoint, known, wanted=names_of(model.config))
+        _, remarks = reconciled(model.config, converted.told, converted.usual, given=(), built=True)
         grid = grid or stated_grid(checkpoint, converted.tensors)
         if head == "keep":
             _size_head(model, converted.tensors, pos_embed, grid)
         fitted = fit_tensors(
             converted.tensors, model.state_dict(), config=model.config, head=head, pos_embed=pos_embed, grid=grid
         )
-    notes = _put_into(model, fitted, assign=False)
+    notes = [*remarks, *_put_into(model, fitted, assign=False)]
     return _report(checkpoint, converted, fitted, model, notes)
 
 
@@ -114,6 +115,7 @@ def from_pretrained(
         known |= {} if num_classes is None else {"num_classes": 0}  # a new head: the file's isn't wanted
         converted = converted_from(checkpoint, known, wanted=names_of(named) if named else ())
         config = source_config(checkpoint, converted.tensors, name=name, known={**overrides, **converted.fields})
+        config, remarks = reconciled(config, converted.told, converted.usual, given=overrides, built=False)
         keeps_head = num_classes is None and "head.weight" in converted.tensors
         classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
         model = _empty_model(config.updated({**overrides, "num_classes": classes}), name or checkpoint.architecture)
@@ -128,7 +130,7 @@ def from_pretrained(
     if isinstance(source, Mapping):
         # The caller's tensors stay the caller's: training must not write into them.
         fitted.tensors = {key: tensor.detach().clone() for key, tensor in fitted.tensors.items()}
-    notes = _put_into(model, fitted, assign=True)
+    notes = [*remarks, *_put_into(model, fitted, assign=True)]
     if num_classes:
         replace_head(model, num_classes, init=head_init)
         fitted.newly_initialized += [key for key in model.state_dict() if key.startswith(HEAD_PARTS)]
