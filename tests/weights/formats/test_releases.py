@@ -201,6 +201,16 @@ def npz(folder, **more):
     return folder / "model.npz"
 
 
+def test_jax__positions_that_are_a_formula_are_asked_about(tmp_path):
+    """Without positions the size is asked for, and what was made of it is said; a lost table isn't made up unasked."""
+    cases_jax.sincos2d()(tmp_path)
+    path = tmp_path / "model.npz"
+    with pytest.raises(RequestError, match="holds no positions .*give img_size, to make the table; else .* damaged"):
+        convert_checkpoint(path, tmp_path / "no", to="timm")
+    report = convert_checkpoint(path, tmp_path / "timm", to="timm", config={"img_size": 32})
+    assert any("posemb='sincos2d' was put in" in note for note in report.notes)
+
+
 def test_jax__layer_before_the_head_goes_only_with_the_head(tmp_path):
     """The tanh layer of ImageNet-21k files is refused with the head, and dropped with it, with the reason."""
     path = npz(tmp_path, **{"pre_logits/kernel": np.ones((32, 32), "f4"), "pre_logits/bias": np.ones(32, "f4")})
