@@ -149,6 +149,30 @@ def test_convert_checkpoint__shards_types_and_heads(hf_folder, tmp_path):
         convert_checkpoint(hf_folder, tmp_path / "no", to="timm", max_shard_size="1GB")
 
 
+@pytest.mark.parametrize(("dtype", "least", "most"), [("fp16", 1e-6, 1e-2), ("bf16", 1e-4, 1e-1)])
+def test_convert_checkpoint__the_proof_shows_what_a_type_costs(hf_folder, tmp_path, dtype, least, most):
+    """The source's side is computed from the source's own values, so that rounding to fewer bits is measured."""
+    report = convert_checkpoint(hf_folder, tmp_path / "out", to="hf_vit", dtype=dtype)
+    assert least < report.verification.max_abs_difference < most
+
+
+def test_convert_checkpoint__says_where_the_caller_knows_better(hf_folder, tmp_path):
+    """A hint that contradicts the source's configuration is done and said; one that repeats it is not."""
+    hints = {"act": "gelu_tanh", "num_heads": 4}
+    report = convert_checkpoint(hf_folder, tmp_path / "out", to="timm", config=hints, verify=False)
+    said = [note for note in report.notes if "asked for" in note]
+    assert said == ["act_layer='gelu_tanh' was asked for; the source itself says 'gelu'"]
+
+
+def test_convert_checkpoint__assumed_preprocessing_is_said(hf_folder, tmp_path):
+    """timm's configuration holds a preprocessing always; where nothing tells it, a note says that it is a default."""
+    told = convert_checkpoint(hf_folder, tmp_path / "told", to="timm", verify=False)
+    (hf_folder / "preprocessor_config.json").unlink()
+    untold = convert_checkpoint(hf_folder, tmp_path / "untold", to="timm", verify=False)
+    said = "nothing tells the preprocessing: timm's config.json, which must, says ImageNet's"
+    assert (said in told.notes, said in untold.notes) == (False, True)
+
+
 def test_convert_checkpoint__sets_aside_what_has_no_place(tmp_path):
     """A mask token is kept beside the result, and said."""
     import transformers

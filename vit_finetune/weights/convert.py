@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,8 +20,8 @@ from vit_finetune.weights.architecture import stated_config
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.formats import detect_format, format_named
 from vit_finetune.weights.hints import Hints, known_fields, plain_variant
-from vit_finetune.weights.lazy import Lazy, Plan, combine, lazily
-from vit_finetune.weights.network import network_of, refuse_not_finite
+from vit_finetune.weights.lazy import Lazy, Plan, cast, combine, lazily
+from vit_finetune.weights.network import TRACELESS, network_of, refuse_not_finite
 from vit_finetune.weights.readers import unwrap
 from vit_finetune.weights.reading import plan_to_timm
 from vit_finetune.weights.resample import resample_pos_embed
@@ -54,7 +55,7 @@ class Conversion:
         source: the format that is read.
         target: the format that is written.
         config: the network, with the changes that were asked for.
-        ours: its tensors under timm's names.
+        ours: its tensors under timm's names, in the types of the source.
         written: the network as the target says it; a rewrite may have taken an option away.
         plan: the tensors that are written.
         dropped: the source's names that have no place, each with the reason.
@@ -134,19 +135,14 @@ def plan_conversion(
     library = layout.config_from(checkpoint.library) if layout.config_from and checkpoint.library else {}
     given = known_fields(config, layout)
     known = {**library, **(stated.to_mapping() if stated else {}), **given}
+    asked = _against_the_source(given, {**library, **(stated.to_mapping() if stated else {})})
     known |= {"num_classes": 0} if changes.head == "drop" else {}
     plan = plan_to_timm(lazily(checkpoint.tensors), layout, known)
     network = network_of(
         plan, layout, stated=stated, names_only=target.name == "timm" if names_only is None else names_only
     )
     ours, network_out, notes = _changed(plan.tensors, network, changes, target)
-    earlier = Earlier(
-        format=layout.name,
-        names={name: own for name, own in plan.names.items() if own not in plan.dropped or own in plan.aside},
-        prefix=plan.prefix,
-        config=checkpoint.library,
-        aside=dict(plan.aside),
-    )
+    earlier = _as_earlier(plan, layout, checkpoint)
     restored = earlier if target is layout else checkpoint.earlier
     restored = restored if restored is not None and restored.format == target.name else None
     out = _written(ours, target, network_out, restored, changes, same_names=target is not layout)
@@ -165,7 +161,24 @@ def plan_conversion(
         dropped=dropped,
         earlier=earlier,
         restored=restored,
-        notes=(*checkpoint.notes, *plan.notes, *notes, *out.notes),
+        notes=(*checkpoint.notes, *asked, *plan.notes, *notes, *out.notes),
+    )
+
+
+def _as_earlier(plan: Plan, layout: Format, checkpoint: Checkpoint) -> Earlier:
+    """Return what the way back needs of a source."""
+    names = {name: own for name, own in plan.names.items() if own not in plan.dropped or own in plan.aside}
+    return Earlier(
+        format=layout.name, names=names, prefix=plan.prefix, config=checkpoint.library, aside=dict(plan.aside)
+    )
+
+
+def _against_the_source(given: Mapping[str, Any], said: Mapping[str, Any]) -> tuple[str, ...]:
+    """Say where a caller knows better than the source what weights don't tell."""
+    return tuple(
+        f"{key}={given[key]!r} was asked for; the source itself says {said[key]!r}"
+        for key in (*TRACELESS, "global_pool")
+        if key in given and key in said and given[key] != said[key]
     )
 
 
@@ -179,6 +192,8 @@ def _written(
     same_names: bool,
 ) -> Plan:
     """Plan the result, with what an earlier file of its format held beside the network."""
+    if (dtype := changes.dtype) is not None:
+        ours = {name: cast(value, dtype) for name, value in ours.items()}
     if restored is None:
         return plan_from_timm(ours, target, config)
     keeps_head = changes.head == "keep"
@@ -205,7 +220,7 @@ def _stated(checkpoint: Checkpoint, config: Hints) -> ViTConfig | None:
 def _changed(
     tensors: Mapping[str, Lazy], config: ViTConfig, changes: Changes, target: Format
 ) -> tuple[dict[str, Lazy], ViTConfig, tuple[str, ...]]:
-    """Drop the head, resample positions and cast, as asked."""
+    """Drop the head and resample positions, as asked."""
     values, notes = dict(tensors), []
     if changes.head not in {"keep", "drop"}:
         raise RequestError(f"head={changes.head!r} is none of keep, drop")
@@ -223,13 +238,6 @@ def _changed(
             words,
         )
         notes.append(words)
-    if (dtype := changes.dtype) is not None:
-        values = {
-            name: value
-            if value.meta.dtype == dtype
-            else combine(lambda tensor: tensor.to(dtype), [value], f"to {str(dtype).removeprefix('torch.')}")
-            for name, value in values.items()
-        }
     return values, config, tuple(notes)
 
 

@@ -185,7 +185,7 @@ def _check_place(dst: Path, *, overwrite: bool) -> None:
     if not dst.exists():
         return
     if not overwrite:
-        raise RequestError(f"{dst} exists already; choose another place or pass overwrite=True")
+        raise RequestError(f"{dst} exists already; choose another place or pass overwrite=True (--overwrite)")
     if not (dst / REPORT_NAME).is_file():
         raise RequestError(f"{dst} is no folder that a conversion wrote; remove it yourself")
 

@@ -84,6 +84,13 @@ def combine(function: Callable[..., Tensor], parts: Sequence[Lazy], words: str) 
     return Lazy(sources, meta, (*before, words), lambda: function(*(part.compute() for part in parts)))
 
 
+def cast(value: Lazy, dtype: torch.dtype) -> Lazy:
+    """Return a tensor in another type; as it is where it has that type, or is not of a floating-point one."""
+    if value.meta.dtype == dtype or not value.meta.is_floating_point():
+        return value
+    return combine(lambda tensor: tensor.to(dtype), [value], f"to {str(dtype).removeprefix('torch.')}")
+
+
 def _meta(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
 

@@ -108,12 +108,9 @@ def from_pretrained(
     checkpoint = read_source(source)
     with naming(checkpoint):
         named = variant_config(name) if name else stated_config(checkpoint)
-        known = variant_config(name).to_mapping() if name else dict(overrides)
-        if any("pos" in key for key in checkpoint.tensors):
-            known.pop("img_size", None)  # that of the file, whose positions know it; formulas are made for the new one
-        known.pop("num_classes", None)
-        known |= {} if num_classes is None else {"num_classes": 0}  # a new head: the file's isn't wanted
-        converted = converted_from(checkpoint, known, wanted=names_of(named) if named else ())
+        known = variant_config(name).to_mapping() if name else overrides
+        fields = _known_of(checkpoint, known, wants_head=num_classes is None)
+        converted = converted_from(checkpoint, fields, wanted=names_of(named) if named else ())
         config = source_config(checkpoint, converted.tensors, name=name, known={**overrides, **converted.fields})
         config, remarks = reconciled(config, converted.told, converted.usual, given=overrides, built=False)
         keeps_head = num_classes is None and "head.weight" in converted.tensors
@@ -135,6 +132,14 @@ def from_pretrained(
         replace_head(model, num_classes, init=head_init)
         fitted.newly_initialized += [key for key in model.state_dict() if key.startswith(HEAD_PARTS)]
     return model, _report(checkpoint, converted, fitted, model, notes)
+
+
+def _known_of(checkpoint: Checkpoint, known: Mapping[str, Any], *, wants_head: bool) -> dict[str, Any]:
+    """Return what is known of the file's network, of what is known of the network that is built."""
+    fields = {key: value for key, value in known.items() if key != "num_classes"}
+    if any("pos" in key for key in checkpoint.tensors):
+        fields.pop("img_size", None)  # that of the file, whose positions know it; formulas are made for the new one
+    return fields if wants_head else {**fields, "num_classes": 0}  # a new head: the file's isn't wanted
 
 
 def own_memory(model: torch.nn.Module) -> None:

@@ -13,7 +13,7 @@ from vit_finetune.weights.lazy import Lazy, Plan
 from vit_finetune.weights.rules import Format, fill, template, two_sides
 
 # What leaves no trace in names and shapes, with values that change neither.
-_TRACELESS = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu"}
+TRACELESS = {"num_heads": 1, "norm_eps": 1e-6, "act_layer": "gelu"}
 _ESSENTIAL = ("patch_embed.proj.weight", "pos_embed")
 _LISTED = 8
 
@@ -45,7 +45,7 @@ def network_of(plan: Plan, layout: Format, *, stated: ViTConfig | None, names_on
 
 def _told(plan: Plan, layout: Format, *, names_only: bool) -> ViTConfig:
     _refuse_lesser_first_block(plan, layout)
-    known = {**(_TRACELESS if names_only else {}), **plan.fields}
+    known = {**(TRACELESS if names_only else {}), **plan.fields}
     if names_only and "cls_token" in plan.tensors and not {"fc_norm.weight", "attn_pool.latent"} & plan.tensors.keys():
         known.setdefault("global_pool", "token")
     known.pop("num_classes", None)

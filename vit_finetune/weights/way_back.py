@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.models.vit_config import ViTConfig
-from vit_finetune.weights.lazy import Lazy, Plan, combine, lazily
+from vit_finetune.weights.lazy import Lazy, Plan, cast, lazily
 from vit_finetune.weights.readers import read_json, read_safetensors
 from vit_finetune.weights.rules import Format
 from vit_finetune.weights.writing import plan_from_timm
@@ -58,9 +58,7 @@ class Earlier:
         """Return what was set aside under the rules' spelling, without its head or in another type where asked."""
         found = {name: self.aside[own] for name, own in self.names.items() if own in self.aside}
         return {
-            name: combine(lambda tensor: tensor.to(dtype), [value], f"to {str(dtype).removeprefix('torch.')}")
-            if dtype is not None and value.meta.is_floating_point() and value.meta.dtype != dtype
-            else value
+            name: value if dtype is None else cast(value, dtype)
             for name, value in found.items()
             if head or not name.startswith(_THEIR_HEAD)
         }
