@@ -12,7 +12,7 @@ from vit_finetune.models import VisionTransformer, ViTConfig
 from vit_finetune.weights.conversion import from_timm
 from vit_finetune.weights.formats import FORMATS
 from vit_finetune.weights.formats.hf_dinov2 import gated_width
-from vit_finetune.weights.formats.simple_vit import sincos_table
+from vit_finetune.weights.formats.sincos import sincos_table
 from vit_finetune.weights.rules import Format, structure, template
 
 # Formats of plain ViTs that are read and written; the others are known to say why they aren't.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from PIL import Image
 from run_helpers import ROOT, make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
@@ -133,6 +134,11 @@ def test_convert__writes_proves_and_compares(say: Any, finished: RunResult, tmp_
     assert said.code == 0, said.err
     assert "verified by vit_finetune against transformers" in said.out
     assert "0 of " in say("inspect", model, "--diff", out).out
+    Image.new("RGB", (40, 30), "red").save(tmp_path / "red.png")
+    seen = say("convert", model, tmp_path / "seen", "--to", "hf_vit", "--images", tmp_path / "red.png")
+    assert "4 random and 1 given pictures" in seen.out
+    lost = say("convert", model, tmp_path / "lost", "--to", "hf_vit", "--images", tmp_path / "none.png")
+    assert (lost.code, "none.png" in lost.err, (tmp_path / "lost").exists()) == (2, True, False)
     assert {row["what"] for row in json.loads(say("inspect", model, "--diff", out, "--json").out)} == {"equal"}
     again = say("convert", model, out, "--to", "hf_vit")
     assert again.code == 2

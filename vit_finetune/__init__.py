@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         list_models,
         replace_head,
     )
-    from vit_finetune.predict import Predictor, evaluate
+    from vit_finetune.predict import Predictor, evaluate, picture_batches
     from vit_finetune.weights import (
         ConversionReport,
         LoadReport,
@@ -68,6 +68,7 @@ __all__ = [
     "list_models",
     "load_pretrained",
     "load_splits",
+    "picture_batches",
     "replace_head",
     "write_demo_digits",
 ]
@@ -82,7 +83,7 @@ _ROOMS = {
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
-    "predict": ("Predictor", "evaluate"),
+    "predict": ("Predictor", "evaluate", "picture_batches"),
     "weights": (
         "ConversionReport",
         "LoadReport",

@@ -196,6 +196,9 @@ def convert(
     img_size: Annotated[int | None, typer.Option(help="Pixels to resample the positions for.")] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, fp16 or bf16; each tensor's own if left out.")] = None,
     verify: Annotated[bool, typer.Option(help="Compare source and result on the same pictures.")] = True,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="Pictures or a folder of them to compare on as well; may be repeated.")
+    ] = None,
     max_shard_size: Annotated[str | None, typer.Option(help="Split the weights, such as 5GB.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan and check everything, write nothing.")] = False,
     table: Annotated[bool, typer.Option("--table", help="Print what becomes of every tensor.")] = False,
@@ -205,6 +208,7 @@ def convert(
 
     Example: vit-finetune convert ./hf_model ./timm_model --to timm
     """
+    from vit_finetune.predict import picture_batches
     from vit_finetune.recipe import apply_override
     from vit_finetune.weights import convert_checkpoint
 
@@ -217,6 +221,7 @@ def convert(
         to=to,
         source=source,
         verify=verify,
+        verify_images=picture_batches(images) if images else None,
         config=values.get("set"),
         head=head,
         img_size=img_size,

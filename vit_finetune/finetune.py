@@ -141,6 +141,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             accelerator=accelerator,
             console=console,
             settings=settings,
+            metric=config.evaluation.metric,
             keep_threads=config.run.num_threads == "auto",
         )
 

@@ -6,7 +6,7 @@ and apply exactly the evaluation transform that the model was scored with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
@@ -25,7 +25,7 @@ from vit_finetune.evaluation import EvalResult, Predictions, score
 from vit_finetune.models import Backbone
 from vit_finetune.weights import from_pretrained
 
-__all__ = ["EvalResult", "Predictions", "Predictor", "evaluate", "model_source", "open_splits"]
+__all__ = ["EvalResult", "Predictions", "Predictor", "evaluate", "model_source", "open_splits", "picture_batches"]
 
 if TYPE_CHECKING:
     Picture: TypeAlias = str | Path | Image.Image | np.ndarray
@@ -125,6 +125,33 @@ def _pictures(images: Picture | Iterable[Picture]) -> Iterator[Path | Image.Imag
         else:
             found = f"{item.dtype} array {item.shape}" if isinstance(item, np.ndarray) else type(item).__name__
             raise RequestError(f"cannot predict a {found}; give paths, PIL images or uint8 arrays [H, W, 3]")
+
+
+def picture_batches(
+    images: Picture | Iterable[Picture], *, batch_size: int = 8
+) -> Callable[[PreprocessSpec], Iterator[Tensor]]:
+    """Return what makes batches of pictures for any preprocessing, to prove a conversion on.
+
+    Args:
+        images: as `Predictor` takes them.
+        batch_size: pictures per batch.
+
+    Returns:
+        A function from a preprocessing to batches [B, C, H, W], each picture decoded when its batch is asked for.
+
+    Raises:
+        RequestError: there are no pictures; or, from the batches, one cannot be read.
+    """
+    pictures = list(_pictures(images))
+    if not pictures:
+        raise RequestError("there are no pictures to compare on")
+
+    def batches(spec: PreprocessSpec) -> Iterator[Tensor]:
+        transform = build_eval_transform(spec)
+        for start in range(0, len(pictures), batch_size):
+            yield torch.stack([transform(decode_image(item)) for item in pictures[start : start + batch_size]])
+
+    return batches
 
 
 def model_source(run_or_model: str | Path | FinishedRun) -> str:

@@ -323,6 +323,7 @@ def restored(run: Run) -> Progress:
         accelerator=run.accelerator,
         console=run.console,
         settings={"data": "abc"},
+        metric="accuracy",
         keep_threads=False,
     )
 

@@ -12,7 +12,7 @@ from training_helpers import Run, copied, options_of, plan_of, tiny_vit
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.training import Progress, check_run_folder, new_run_folder, restore
-from vit_finetune.training.checkpoint import load_checkpoint
+from vit_finetune.training.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIG: dict[str, Any] = {
     "train": {"epochs": 5.0, "global_batch_size": 64},
@@ -131,7 +131,7 @@ def test_new_run_folder__appears_whole_in_the_place_of_an_older_run(tmp_path: Pa
 
 
 def restored(run: Run, **changes: Any) -> Progress:
-    values: dict[str, Any] = {"settings": {"data": "abc"}, "keep_threads": False}
+    values: dict[str, Any] = {"settings": {"data": "abc"}, "metric": "accuracy", "keep_threads": False}
     return restore(
         run.run_dir,
         model=run.model,
@@ -163,6 +163,39 @@ def test_restore__newest_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     ]
     weights = load_checkpoint(tmp_path / "checkpoints", 4).model
     assert all(torch.equal(tensor, weights[name]) for name, tensor in copied(other.model).items())
+
+
+@pytest.mark.parametrize(
+    ("scored", "told", "best"),
+    [
+        (True, "step 4 takes its place until a better one comes", (4, 0.5)),
+        (False, "the best of the evaluations to come takes its place", (None, None)),
+    ],
+)
+@pytest.mark.parametrize("damaged", [True, False])
+def test_restore__a_damaged_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scored: bool, told: str, best: tuple[Any, Any], damaged: bool
+) -> None:
+    """A best checkpoint that was damaged is noticed at resume, said, and something whole takes its place."""
+    run = Run.start(tmp_path)
+    run.fit(plan_of(num_steps=4, evaluate_every=10))
+    root = tmp_path / "checkpoints"
+    state = load_checkpoint(root, 4)
+    save_checkpoint(root, step=2, model=state.model, optimizer=state.optimizer, state=state.state)
+    values = {**state.state, "best_step": 2, "best_value": 0.75}
+    save_checkpoint(root, step=4, model=state.model, optimizer=state.optimizer, state=values)
+    if scored:
+        run_journal = tmp_path / "metrics.jsonl"
+        run_journal.write_text(run_journal.read_text() + '{"step": 4, "split": "val", "accuracy": 0.5}\n')
+    if damaged:
+        (root / "step-00000002" / "model.safetensors").write_bytes(b"no")
+    other = Run.start(tmp_path)
+    lines = said(other, monkeypatch)
+    found = restored(other)
+    assert (found.step, found.best_step, found.best_value) == (4, *(best if damaged else (2, 0.75)))
+    problem = "model.safetensors has another content than when it was written"
+    expected = [f"step-00000002, the best so far, can't be used ({problem}); {told}"] if damaged else []
+    assert [line for line in lines if "best" in line] == expected
 
 
 def test_restore__no_checkpoint_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,11 +9,19 @@ import pytest
 import timm
 import torch
 from formats_helpers import randomize
+from PIL import Image
 from safetensors.torch import load_file, save_file
 from weights_helpers import NAMES, save_folder, tiny
 
-from vit_finetune import NotRepresentable, RequestError, WorkError, convert_checkpoint, from_pretrained
-from vit_finetune.weights import diff_checkpoints
+from vit_finetune import (
+    NotRepresentable,
+    RequestError,
+    WorkError,
+    convert_checkpoint,
+    from_pretrained,
+    picture_batches,
+)
+from vit_finetune.weights import diff_checkpoints, read_source
 from vit_finetune.weights.lazy import lazily
 from vit_finetune.weights.writers import write_safetensors, write_tensors
 
@@ -141,6 +149,30 @@ def test_convert_checkpoint__shards_types_and_heads(hf_folder, tmp_path):
         convert_checkpoint(hf_folder, tmp_path / "no", to="timm", max_shard_size="1GB")
 
 
+@pytest.mark.parametrize(("dtype", "least", "most"), [("fp16", 1e-6, 1e-2), ("bf16", 1e-4, 1e-1)])
+def test_convert_checkpoint__the_proof_shows_what_a_type_costs(hf_folder, tmp_path, dtype, least, most):
+    """The source's side is computed from the source's own values, so that rounding to fewer bits is measured."""
+    report = convert_checkpoint(hf_folder, tmp_path / "out", to="hf_vit", dtype=dtype)
+    assert least < report.verification.max_abs_difference < most
+
+
+def test_convert_checkpoint__says_where_the_caller_knows_better(hf_folder, tmp_path):
+    """A hint that contradicts the source's configuration is done and said; one that repeats it is not."""
+    hints = {"act": "gelu_tanh", "num_heads": 4}
+    report = convert_checkpoint(hf_folder, tmp_path / "out", to="timm", config=hints, verify=False)
+    said = [note for note in report.notes if "asked for" in note]
+    assert said == ["act_layer='gelu_tanh' was asked for; the source itself says 'gelu'"]
+
+
+def test_convert_checkpoint__assumed_preprocessing_is_said(hf_folder, tmp_path):
+    """timm's configuration holds a preprocessing always; where nothing tells it, a note says that it is a default."""
+    told = convert_checkpoint(hf_folder, tmp_path / "told", to="timm", verify=False)
+    (hf_folder / "preprocessor_config.json").unlink()
+    untold = convert_checkpoint(hf_folder, tmp_path / "untold", to="timm", verify=False)
+    said = "nothing tells the preprocessing: timm's config.json, which must, says ImageNet's"
+    assert (said in told.notes, said in untold.notes) == (False, True)
+
+
 def test_convert_checkpoint__sets_aside_what_has_no_place(tmp_path):
     """A mask token is kept beside the result, and said."""
     import transformers
@@ -154,6 +186,49 @@ def test_convert_checkpoint__sets_aside_what_has_no_place(tmp_path):
         kept["embeddings.mask_token"], load_file(tmp_path / "dinov2" / "model.safetensors")["embeddings.mask_token"]
     )
     assert report.verification.compared == "tokens"
+
+
+@torch.no_grad()
+def test_convert_checkpoint__keeps_a_head_of_the_librarys_own(tmp_path):
+    """DINOv2's wide classifier: into its own format, or through timm and back, transformers gives the same logits."""
+    from transformers import Dinov2Config, Dinov2ForImageClassification
+
+    sizes = {key: SIZES[key] for key in SIZES if key != "intermediate_size"}
+    model = randomize(Dinov2ForImageClassification(Dinov2Config(**sizes, id2label=LABELS)))
+    model.save_pretrained(tmp_path / "theirs")
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "again", to="hf_dinov2")
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "timm", to="timm")
+    report = convert_checkpoint(tmp_path / "timm", tmp_path / "back", to="hf_dinov2")
+    assert report.verification.by == ("vit_finetune", "transformers")
+    before = load_file(tmp_path / "theirs" / "model.safetensors")
+    images = torch.randn(2, 3, 32, 32)
+    for name in ("again", "back"):
+        after = load_file(tmp_path / name / "model.safetensors")
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, after[key]) for key, tensor in before.items())
+        opened = Dinov2ForImageClassification.from_pretrained(tmp_path / name).eval()
+        torch.testing.assert_close(opened(images).logits, model(images).logits, atol=1e-5, rtol=1e-5)
+        assert opened.config.id2label == LABELS
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "bare", to="hf_dinov2", head="drop")
+    bare = load_file(tmp_path / "bare" / "model.safetensors")
+    assert bare.keys() == {name.removeprefix("dinov2.") for name in before if not name.startswith("classifier.")}
+
+
+def test_convert_checkpoint__another_network_beside_an_old_report(tmp_path):
+    """Weights that were put into a result's folder afterwards don't get what was set aside of others."""
+    import transformers
+
+    config = transformers.Dinov2Config(**{key: SIZES[key] for key in SIZES if key != "intermediate_size"})
+    randomize(transformers.Dinov2Model(config)).save_pretrained(tmp_path / "theirs")
+    convert_checkpoint(tmp_path / "theirs", tmp_path / "timm", to="timm", verify=False)
+    state = load_file(tmp_path / "timm" / "model.safetensors")
+    state["pos_embed"] = torch.cat([state["pos_embed"], state["pos_embed"][:, 1:2]], dim=1)
+    save_file(state, tmp_path / "timm" / "model.safetensors")
+    notes = read_source(tmp_path / "timm").notes
+    assert notes == ("conversion.json is about other tensors than the weights beside it and was left aside",)
+    (tmp_path / "timm" / "conversion.json").write_text("{}")
+    with pytest.raises(RequestError, match="conversion.json is not what a conversion of this version wrote"):
+        read_source(tmp_path / "timm")
 
 
 def test_convert_checkpoint__what_timms_json_cannot_say_is_said(tmp_path):
@@ -209,6 +284,58 @@ def test_convert_checkpoint__a_wrong_result_is_not_kept(tmp_path, monkeypatch):
     monkeypatch.setitem(FORMATS, "hf_vit", wrong)
     with pytest.raises(WorkError, match="transformers computes something else"):
         convert_checkpoint(tmp_path / "good", tmp_path / "out", to="hf_vit")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["good"]
+
+
+def save_pictures(folder, *, count=3):
+    """Save small random pictures of several sizes."""
+    folder.mkdir()
+    for number in range(count):
+        pixels = np.random.default_rng(number).integers(0, 256, (40 + number, 50, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    return folder
+
+
+def test_convert_checkpoint__compares_on_given_pictures_too(hf_folder, tmp_path, monkeypatch):
+    """Given pictures go through both sides after the source's own preprocessing, and a difference on them counts."""
+    from dataclasses import replace
+
+    from vit_finetune.weights.formats import FORMATS
+
+    pictures = picture_batches(save_pictures(tmp_path / "pictures"), batch_size=2)
+    report = convert_checkpoint(hf_folder, tmp_path / "timm", to="timm", verify_images=pictures)
+    assert report.verification.images == "4 random and 3 given pictures of 32x32 pixels"
+    assert report.verification.top1_agreement == 1.0
+    told = json.loads((tmp_path / "timm" / "conversion.json").read_text())["verification"]
+    assert told["images"] == report.verification.images and told["max_abs_difference"] < 1e-5
+
+    right = FORMATS["timm"].reference
+
+    def reference(folder, config):
+        forward = right(folder, config)
+        return lambda images: forward(images) if len(images) == 4 else forward(images) + 1
+
+    monkeypatch.setitem(FORMATS, "timm", replace(FORMATS["timm"], reference=reference))
+    with pytest.raises(WorkError, match="timm computes something else"):
+        convert_checkpoint(hf_folder, tmp_path / "wrong", to="timm", verify_images=pictures)
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize(
+    ("pictures", "options", "message"),
+    [
+        (torch.zeros(2, 3, 16, 16), {}, r"float32 \[2, 3, 16, 16\]; the network takes floats \[B, 3, 64, 64\]"),
+        (torch.zeros(2, 3, 64, 64, dtype=torch.uint8), {}, "are torch.uint8"),
+        ("folder", {}, "verify_images is a str; give a batch of pictures, or picture_batches"),
+        (torch.zeros(2, 3, 32, 32), {"verify": False}, "need a result and a comparison"),
+        (torch.zeros(2, 3, 32, 32), {"dry_run": True}, "need a result and a comparison"),
+    ],
+)
+def test_convert_checkpoint__wrong_pictures(tmp_path, pictures, options, message):
+    """Pictures that can't be compared on are refused, and nothing appears."""
+    save_folder(tmp_path / "good")
+    with pytest.raises(RequestError, match=message):
+        convert_checkpoint(tmp_path / "good", tmp_path / "out", to="hf_vit", verify_images=pictures, **options)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good"]
 
 
@@ -274,6 +401,23 @@ def test_write_tensors__other_kinds_of_files(tmp_path, file):
     read = np.load(path, allow_pickle=False) if file.endswith("npz") else torch.load(path, weights_only=True)
     assert all(torch.equal(torch.as_tensor(read[name]), value) for name, value in tensors.items())
     assert path.read_bytes() == (tmp_path / "2" / file).read_bytes()
+
+
+def test_write_tensors__bfloat16_as_jax_saves_it(tmp_path):
+    """`numpy.savez` of JAX's own bfloat16 arrays holds the same bytes, and our reader gives the tensors again."""
+    import ml_dtypes
+
+    tensors = {"a/kernel": torch.randn(3, 5).bfloat16(), "scalar": torch.tensor(1.5).bfloat16()}
+    write_tensors(tmp_path, "model.npz", lazily(tensors), metadata={}, max_shard_size=None)
+    arrays = {name: value.float().numpy().astype(ml_dtypes.bfloat16) for name, value in tensors.items()}
+    np.savez(tmp_path / "jax.npz", **arrays)
+    ours, theirs = (np.load(tmp_path / name, allow_pickle=False) for name in ("model.npz", "jax.npz"))
+    for name, array in arrays.items():
+        assert ours[name].dtype.kind == theirs[name].dtype.kind == "V"
+        assert ours[name].tobytes() == theirs[name].tobytes()
+        assert np.array_equal(ours[name].view(ml_dtypes.bfloat16), array)
+    read = read_source(tmp_path / "model.npz").tensors
+    assert all(torch.equal(read[name], value) for name, value in tensors.items())
 
 
 def test_labels__only_those_of_this_head(tmp_path):

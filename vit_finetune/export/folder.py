@@ -16,14 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.models import Backbone, NetworkConfig, RelPosViTConfig, ViTConfig, variant_config
-from vit_finetune.weights.metadata import embedded_metadata, settle_header
-from vit_finetune.weights.timm_config import NOT_IN_JSON
+from vit_finetune.weights.lazy import lazily
+from vit_finetune.weights.metadata import embedded_metadata
+from vit_finetune.weights.timm_config import NOT_IN_JSON, hub_config
+from vit_finetune.weights.writers import write_safetensors
 
 WEIGHTS_NAME = "model.safetensors"
 CONFIG_NAME = "config.json"
@@ -60,7 +61,7 @@ def export_model_folder(
 
     Raises:
         RequestError: `dst` exists (and is not to be, or cannot be, replaced), the class names or the preprocessing do
-            not fit the model, or timm has no words for the network.
+            not fit the model, a weight is not finite, or timm has no words for the network.
     """
     dst = Path(dst)
     _check_place(dst, overwrite)
@@ -75,9 +76,9 @@ def export_model_folder(
 
     with atomic_folder(dst, replace=overwrite) as folder:
         metadata = embedded_metadata(name, model_args, preprocess=preprocess, class_names=names)
-        save_file(_tensors(model), folder / WEIGHTS_NAME, metadata=metadata)
-        settle_header(folder / WEIGHTS_NAME)
-        write_json(folder / CONFIG_NAME, _timm_config(model, name, model_args, preprocess, names))
+        write_safetensors(folder / WEIGHTS_NAME, lazily(_tensors(model)), metadata=metadata)
+        told = hub_config(model.config, name, model_args, preprocess=preprocess, class_names=names, tag="finetuned")
+        write_json(folder / CONFIG_NAME, told)
     return dst
 
 
@@ -155,36 +156,6 @@ def _tensors(model: Backbone) -> dict[str, torch.Tensor]:
             if f"head.{part}" in tensors and f"head_dist.{part}" not in tensors:
                 tensors[f"head_dist.{part}"] = tensors[f"head.{part}"].clone()
     return tensors
-
-
-def _timm_config(
-    model: Backbone,
-    architecture: str,
-    model_args: dict[str, Any],
-    preprocess: PreprocessSpec,
-    class_names: list[str] | None,
-) -> dict[str, Any]:
-    """Return the content of `config.json`."""
-    config = model.config
-    labels = {} if class_names is None else {"label_names": class_names}
-    return {
-        "architecture": architecture,
-        "num_classes": config.num_classes,
-        "num_features": model.num_features,
-        "global_pool": config.global_pool,
-        **labels,
-        "model_args": model_args,
-        "pretrained_cfg": {
-            "tag": "finetuned",
-            "custom_load": False,
-            **preprocess.to_mapping(),
-            "fixed_input_size": not config.dynamic_img_size,
-            "num_classes": config.num_classes,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": ["head", "head_dist"] if _is_distilled(config) else "head",
-        },
-    }
 
 
 def _is_distilled(config: NetworkConfig) -> bool:

@@ -141,6 +141,12 @@ def damage(folder: Path) -> str | None:
     return None
 
 
+def damage_of_step(root: Path, step: int) -> str | None:
+    """Return what is wrong with the checkpoint of a step, or None where it is whole."""
+    folder = root / folder_name(step)
+    return damage(folder) if folder.is_dir() else "the folder is missing"
+
+
 def newest_whole(root: Path) -> tuple[int | None, list[str]]:
     """Find the newest checkpoint whose hashes agree.
 
@@ -171,9 +177,7 @@ def load_checkpoint(root: Path, step: int, *, verify: bool = True) -> Checkpoint
         RequestError: the folder is missing or damaged.
     """
     folder = root / folder_name(step)
-    problem = None if folder.is_dir() else "the folder is missing"
-    if problem is None and verify:
-        problem = damage(folder)
+    problem = damage_of_step(root, step) if verify or not folder.is_dir() else None
     if problem is not None:
         raise RequestError(f"cannot read the checkpoint {folder}: {problem}")
     state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))

@@ -93,6 +93,7 @@ def restore(
     accelerator: Accelerator,
     console: RunConsole,
     settings: Mapping[str, object],
+    metric: str,
     keep_threads: bool,
 ) -> Progress:
     """Put the newest whole checkpoint back and cut the journals to its step.
@@ -104,6 +105,7 @@ def restore(
         accelerator: of the run.
         console: told what was used and what was passed over.
         settings: what a checkpoint's own `settings` must equal.
+        metric: of the val split, for the best checkpoint.
         keep_threads: take the thread count over from the checkpoint.
 
     Returns:
@@ -136,7 +138,29 @@ def restore(
         accelerator.scaler.load_state_dict(state["scaler"])
     _restore_threads(state, accelerator, console, keep_threads=keep_threads)
     console.say(f"resume: going on after step {step}")
-    return Progress(step, state["best_step"], state["best_value"], state["skipped_in_a_row"])
+    best_step, best_value = _best(root, step, state, console, scored=_val_score(journals[0], step, metric))
+    return Progress(step, best_step, best_value, state["skipped_in_a_row"])
+
+
+def _val_score(metrics: Journal, step: int, metric: str) -> float | None:
+    """Return what the val split gave after a step; None where it wasn't scored then."""
+    found = (row[metric] for row in metrics.rows() if row["step"] == step and row["split"] == "val")
+    return next(found, None)
+
+
+def _best(
+    root: Path, step: int, state: Mapping[str, Any], console: RunConsole, *, scored: float | None
+) -> tuple[int | None, float | None]:
+    """Return the best step and its value; without the one on disk, the step that the run goes on from."""
+    best_step, best_value = state["best_step"], state["best_value"]
+    if best_step in (None, step) or (problem := store.damage_of_step(root, best_step)) is None:
+        return best_step, best_value
+    lost = f"{store.folder_name(best_step)}, the best so far, can't be used ({problem})"
+    if scored is None:
+        console.say(f"{lost}; the best of the evaluations to come takes its place")
+        return None, None
+    console.say(f"{lost}; step {step} takes its place until a better one comes")
+    return step, scored
 
 
 def _restore_threads(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -48,6 +48,42 @@ def stated_grid(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[
     if config is None or weight is None or weight.ndim != 4:
         return None
     return config.img_size[0] // int(weight.shape[2]), config.img_size[1] // int(weight.shape[3])
+
+
+def reconciled(
+    config: NetworkConfig, told: Mapping[str, Any], usual: Mapping[str, Any], *, given: Collection[str], built: bool
+) -> tuple[NetworkConfig, list[str]]:
+    """Settle what a named architecture and its weights' own configuration say differently, where shapes don't show it.
+
+    Args:
+        config: as the architecture is named.
+        told: `ViTConfig` fields that the source's configuration says.
+        usual: the fields that files of its format have by custom.
+        given: fields that the caller decided, which stand.
+        built: the network exists already, so that nothing of it can change.
+
+    Returns:
+        The network, with the source's activation, and a sentence for each difference.
+
+    Raises:
+        RequestError: the source has another number of heads.
+    """
+    notes = []
+    for key in ("num_heads", "act_layer", "norm_eps"):
+        theirs, ours = told.get(key, usual.get(key)), getattr(config, key, None)
+        if theirs is None or theirs == ours or key in given:
+            continue
+        if key == "num_heads":
+            raise RequestError(
+                f"the source says num_heads={theirs}, the architecture has {ours}: name the one that it is of, or say "
+                "num_heads=... yourself"
+            )
+        if key == "act_layer" and key in told and not built:
+            config = config.updated({key: theirs})
+            notes.append(f"{key}={theirs!r} is the source's; the architecture as named has {ours!r}")
+            continue
+        notes.append(f"{key}={ours!r} is the network's; the source was made with {theirs!r}, as {key}={theirs!r} gives")
+    return config, notes
 
 
 def source_config(

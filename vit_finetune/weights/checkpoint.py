@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.weights.way_back import Earlier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Checkpoint:
         class_names: one per row of the head, in order; None where the source says nothing.
         dropped: tensors that the reader set aside, each with its reason.
         notes: what the reader decided, one sentence each.
+        earlier: the file that a conversion made this one from, with what has no place here.
     """
 
     tensors: Mapping[str, Tensor]
@@ -40,3 +42,4 @@ class Checkpoint:
     class_names: tuple[str, ...] | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    earlier: Earlier | None = None

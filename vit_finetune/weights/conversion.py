@@ -6,7 +6,7 @@ The work is planned in `reading.py` and `writing.py`; here it is done, in memory
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -46,6 +46,8 @@ class Converted:
         remainder: what `from_timm` takes to give the same file again.
         notes: rewrites that were applied, one sentence each.
         family: the config of the network.
+        told: the fields that the source's library says in its configuration.
+        usual: the fields that all files of the format have, as far as nothing else tells them.
     """
 
     tensors: dict[str, Tensor]
@@ -54,6 +56,8 @@ class Converted:
     remainder: Remainder = field(default_factory=Remainder)
     notes: tuple[str, ...] = ()
     family: type[NetworkConfig] = ViTConfig
+    told: Mapping[str, Any] = field(default_factory=dict)
+    usual: Mapping[str, Any] = field(default_factory=dict)
 
 
 def converted_from(
@@ -79,7 +83,8 @@ def converted_from(
         source = "timm" if has_names(checkpoint.tensors, wanted) else detect_format(checkpoint.tensors)
     layout = format_named(source)
     told = layout.config_from(checkpoint.library) if layout.config_from and checkpoint.library else {}
-    return to_timm(checkpoint.tensors, layout, {**told, **(known or {})})
+    converted = to_timm(checkpoint.tensors, layout, {**told, **(known or {})})
+    return replace(converted, told=told, usual=layout.fixed())
 
 
 def has_names(tensors: Iterable[str], wanted: Collection[str]) -> bool:

@@ -63,6 +63,7 @@ class ConversionReport:
         tensors: one row for each tensor written.
         dropped: the source's names that have no place, each with the reason.
         set_aside: the source's tensors that the way back needs, kept beside the result.
+        way_back: how the source spelled its names, for the way back; None where its names are ours.
         notes: decisions and rewrites, one sentence each.
         files: the files of the result.
         verification: the proof; None where it wasn't asked for.
@@ -77,6 +78,7 @@ class ConversionReport:
     tensors: tuple[TensorRow, ...]
     dropped: Mapping[str, str]
     set_aside: tuple[str, ...]
+    way_back: Mapping[str, Any] | None
     notes: tuple[str, ...]
     files: tuple[str, ...]
     verification: Verification | None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,13 @@ from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion import has_names
 from vit_finetune.weights.formats import detect_format, format_named
 from vit_finetune.weights.hints import Hints, known_fields, named_network
-from vit_finetune.weights.lazy import Lazy, Plan, combine, lazily
-from vit_finetune.weights.network import network_of, refuse_not_finite
+from vit_finetune.weights.lazy import Lazy, Plan, cast, combine, lazily
+from vit_finetune.weights.network import network_of, refuse_not_finite, traceless
 from vit_finetune.weights.readers import unwrap
 from vit_finetune.weights.reading import plan_to_timm
 from vit_finetune.weights.resample import resample_pos_embed
 from vit_finetune.weights.rules import Format
+from vit_finetune.weights.way_back import Earlier, plan_back
 from vit_finetune.weights.writing import plan_from_timm
 
 
@@ -56,11 +58,12 @@ class Conversion:
         source: the format that is read.
         target: the format that is written.
         config: the network, with the changes that were asked for.
-        ours: its tensors under timm's names.
+        ours: its tensors under timm's names, in the types of the source.
         written: the network as the target says it; a rewrite may have taken an option away.
         plan: the tensors that are written.
         dropped: the source's names that have no place, each with the reason.
-        aside: tensors without a place that the way back needs, under the source's names.
+        earlier: the file that is read, as far as it has no place in the target: what the way back needs.
+        restored: the file whose set-aside tensors are written again: the source, or what it was once converted from.
         notes: decisions and rewrites, one sentence each.
     """
 
@@ -71,7 +74,8 @@ class Conversion:
     written: NetworkConfig
     plan: Plan
     dropped: Mapping[str, str]
-    aside: Mapping[str, Lazy]
+    earlier: Earlier
+    restored: Earlier | None
     notes: tuple[str, ...]
 
 
@@ -139,12 +143,17 @@ def plan_conversion(
     network = network_of(
         plan, layout, stated=stated, names_only=target.name == "timm" if names_only is None else names_only
     )
+    asked = _against_the_source(given, {**library, **(stated.to_mapping() if stated else {})}, type(network))
     ours, network_out, notes = _changed(plan.tensors, network, changes, target)
-    out = plan_from_timm(ours, target, network_out, names=None)
-    if target is layout:  # what it set aside still has its place there
-        out.tensors.update({name: value for name, value in plan.aside.items() if name not in out.tensors})
+    earlier = _as_earlier(plan, layout, checkpoint)
+    restored = earlier if target is layout else checkpoint.earlier
+    restored = restored if restored is not None and restored.format == target.name else None
+    out = _written(ours, target, network_out, restored, changes, same_names=target is not layout)
     headless = {name for key in plan.tensors.keys() - ours.keys() for name in plan.tensors[key].sources}
     dropped = {**checkpoint.dropped, **plan.dropped, **dict.fromkeys(sorted(headless), "head='drop' was asked for")}
+    if target is layout:  # what has no place in ours still has its place there
+        placed = {name for value in out.tensors.values() for name in value.sources}
+        dropped = {name: reason for name, reason in dropped.items() if name not in placed}
     return Conversion(
         source=layout,
         target=target,
@@ -153,8 +162,9 @@ def plan_conversion(
         written=type(network_out).from_mapping(out.fields),
         plan=out,
         dropped=dropped,
-        aside=plan.aside,
-        notes=(*checkpoint.notes, *plan.notes, *notes, *out.notes),
+        earlier=earlier,
+        restored=restored,
+        notes=(*checkpoint.notes, *asked, *plan.notes, *notes, *out.notes),
     )
 
 
@@ -169,6 +179,43 @@ def _layout(checkpoint: Checkpoint, source: str, stated: NetworkConfig | None) -
     return layout
 
 
+def _as_earlier(plan: Plan, layout: Format, checkpoint: Checkpoint) -> Earlier:
+    """Return what the way back needs of a source."""
+    names = {name: own for name, own in plan.names.items() if own not in plan.dropped or own in plan.aside}
+    return Earlier(
+        format=layout.name, names=names, prefix=plan.prefix, config=checkpoint.library, aside=dict(plan.aside)
+    )
+
+
+def _against_the_source(
+    given: Mapping[str, Any], said: Mapping[str, Any], family: type[NetworkConfig]
+) -> tuple[str, ...]:
+    """Say where a caller knows better than the source what weights don't tell."""
+    return tuple(
+        f"{key}={given[key]!r} was asked for; the source itself says {said[key]!r}"
+        for key in (*traceless(family), "global_pool")
+        if key in given and key in said and given[key] != said[key]
+    )
+
+
+def _written(
+    ours: Mapping[str, Lazy],
+    target: Format,
+    config: NetworkConfig,
+    restored: Earlier | None,
+    changes: Changes,
+    *,
+    same_names: bool,
+) -> Plan:
+    """Plan the result, with what an earlier file of its format held beside the network."""
+    if (dtype := changes.dtype) is not None:
+        ours = {name: cast(value, dtype) for name, value in ours.items()}
+    if restored is None:
+        return plan_from_timm(ours, target, config)
+    keeps_head = changes.head == "keep"
+    return plan_back(ours, target, config, restored, same_names=same_names, head=keeps_head, dtype=changes.dtype)
+
+
 def _stated(checkpoint: Checkpoint, config: Hints) -> NetworkConfig | None:
     """Return the whole network where the caller or the source names it; single hints change it."""
     named = named_network(config)
@@ -181,7 +228,7 @@ def _stated(checkpoint: Checkpoint, config: Hints) -> NetworkConfig | None:
 def _changed(
     tensors: Mapping[str, Lazy], config: NetworkConfig, changes: Changes, target: Format
 ) -> tuple[dict[str, Lazy], NetworkConfig, tuple[str, ...]]:
-    """Drop the head, resample positions and cast, as asked."""
+    """Drop the head and resample positions, as asked."""
     values, notes = dict(tensors), []
     if changes.head not in {"keep", "drop"}:
         raise RequestError(f"head={changes.head!r} is none of keep, drop")
@@ -193,13 +240,6 @@ def _changed(
         resized, words = _resized(values, old, config, changes.pos_embed or target.pos_embed)
         values |= resized
         notes.append(words)
-    if (dtype := changes.dtype) is not None:
-        values = {
-            name: value
-            if value.meta.dtype == dtype
-            else combine(lambda tensor: tensor.to(dtype), [value], f"to {str(dtype).removeprefix('torch.')}")
-            for name, value in values.items()
-        }
     return values, config, tuple(notes)
 
 

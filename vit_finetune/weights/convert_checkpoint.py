@@ -6,27 +6,31 @@ Only the proof builds networks.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
+from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion_report import ConversionReport, TensorRow
 from vit_finetune.weights.convert import Changes, Conversion, plan_conversion
-from vit_finetune.weights.folder import ASIDE_NAME
 from vit_finetune.weights.hints import Hints
 from vit_finetune.weights.lazy import Lazy
+from vit_finetune.weights.load import naming, preprocess_for
 from vit_finetune.weights.resample import POS_EMBED_METHODS
 from vit_finetune.weights.sources import read_source
 from vit_finetune.weights.target_folder import describe
 from vit_finetune.weights.verify import verify_conversion
+from vit_finetune.weights.way_back import ASIDE_NAME, REPORT_NAME, head_words
 from vit_finetune.weights.writers import write_safetensors, write_tensors
 
-REPORT_NAME = "conversion.json"
 _READ_SHARDS = ("transformers",)
+Pictures = Tensor | Callable[[PreprocessSpec], Iterable[Tensor]] | None
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -37,6 +41,7 @@ def convert_checkpoint(
     to: str,
     source: str = "auto",
     verify: bool = True,
+    verify_images: Pictures = None,
     config: Hints = None,
     head: str = "keep",
     img_size: int | tuple[int, int] | None = None,
@@ -56,6 +61,8 @@ def convert_checkpoint(
         source: the format of `src`; "auto" detects it.
         verify: compare source and result on the same random pictures: in the library itself where it is installed and
             can open the result, else in our network on both sides.
+        verify_images: pictures to compare on as well: a batch [B, C, H, W] as the network takes it, or a function from
+            the result's preprocessing to such batches, as `picture_batches(paths)` gives.
         config: what the source doesn't tell; see `convert_state_dict`.
         head: "keep" or "drop" the classifier.
         img_size: pixels that the positions are resampled for; None keeps the source's.
@@ -73,24 +80,31 @@ def convert_checkpoint(
         RequestError: the source can't be read or isn't whole, or something has to be said in `config`.
     """
     dst = Path(dst)
+    _check_pictures(verify_images, compares=verify and not dry_run)
     changes = _changes(head, img_size, pos_embed, dtype)
     if not dry_run:
         _check_place(dst, overwrite=overwrite)
     checkpoint = read_source(src)
-    try:
+    with naming(checkpoint):
         conversion = plan_conversion(checkpoint, to=to, source=source, config=config, changes=changes, names_only=False)
-    except RequestError as error:
-        raise type(error)(f"{checkpoint.description}: {error}") from error
-    if max_shard_size is not None and conversion.target.library not in _READ_SHARDS:
-        raise RequestError(f"{conversion.target.library} reads no weights in several files; leave max_shard_size out")
+    _check_shards(max_shard_size, conversion)
     if dry_run:
         return _report(checkpoint, conversion, {}, None, notes=_described(checkpoint, conversion)[2])
     with atomic_folder(dst, replace=overwrite) as folder:
-        return _write(folder, dst, checkpoint, conversion, max_shard_size=max_shard_size, verify=verify)
+        return _write(
+            folder, dst, checkpoint, conversion, max_shard_size=max_shard_size, verify=verify, pictures=verify_images
+        )
 
 
 def _write(
-    folder: Path, dst: Path, checkpoint: Checkpoint, conversion: Conversion, *, max_shard_size: str | None, verify: bool
+    folder: Path,
+    dst: Path,
+    checkpoint: Checkpoint,
+    conversion: Conversion,
+    *,
+    max_shard_size: str | None,
+    verify: bool,
+    pictures: Pictures,
 ) -> ConversionReport:
     """Fill a folder that will become `dst`."""
     files, metadata, notes = _described(checkpoint, conversion)
@@ -102,21 +116,34 @@ def _write(
         max_shard_size=max_shard_size,
         wrapper=conversion.target.wrapper,
     )
-    if conversion.aside and conversion.target is not conversion.source:
-        write_safetensors(folder / ASIDE_NAME, conversion.aside, metadata={})
+    if aside := _set_aside(conversion):
+        write_safetensors(folder / ASIDE_NAME, aside, metadata={})
     for name, values in files.items():
         write_json(folder / name, values)
-    proof = verify_conversion(conversion, folder) if verify else None
+    given = _batches(pictures, preprocess_for(conversion.config, checkpoint.preprocess))
+    proof = verify_conversion(conversion, folder, given) if verify else None
     report = _report(checkpoint, conversion, digests, dst, notes=notes, proof=proof, folder=folder)
     write_json(folder / REPORT_NAME, report.to_mapping())
     return report
+
+
+def _batches(pictures: Pictures, spec: PreprocessSpec) -> Iterable[Tensor]:
+    if pictures is None:
+        return ()
+    if isinstance(pictures, Tensor):
+        return (pictures,)
+    if not callable(pictures):
+        raise RequestError(
+            f"verify_images is a {type(pictures).__name__}; give a batch of pictures, or picture_batches(paths)"
+        )
+    return pictures(spec)
 
 
 def _described(
     checkpoint: Checkpoint, conversion: Conversion
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str], tuple[str, ...]]:
     """Return the JSON files, the header metadata and the notes of a result."""
-    return describe(
+    files, metadata, notes = describe(
         conversion.written,
         conversion.target,
         architecture=checkpoint.architecture,
@@ -124,6 +151,14 @@ def _described(
         class_names=_names(checkpoint, conversion),
         dtype=next(iter(conversion.plan.tensors.values())).meta.dtype,
     )
+    if values := files.get(conversion.target.config_file):
+        values.update(head_words(conversion.restored, values, conversion.plan.tensors))
+    return files, metadata, notes
+
+
+def _set_aside(conversion: Conversion) -> dict[str, Lazy]:
+    """Return what is kept beside the result: nothing where it has its place there."""
+    return {} if conversion.target is conversion.source else dict(conversion.earlier.aside)
 
 
 def _changes(head: str, img_size: int | tuple[int, int] | None, pos_embed: str | None, dtype: str | None) -> Changes:
@@ -135,12 +170,22 @@ def _changes(head: str, img_size: int | tuple[int, int] | None, pos_embed: str |
     return Changes(head=head, img_size=size, pos_embed=pos_embed, dtype=DTYPES[dtype] if dtype else None)
 
 
+def _check_shards(max_shard_size: str | None, conversion: Conversion) -> None:
+    if max_shard_size is not None and conversion.target.library not in _READ_SHARDS:
+        raise RequestError(f"{conversion.target.library} reads no weights in several files; leave max_shard_size out")
+
+
+def _check_pictures(pictures: Pictures, *, compares: bool) -> None:
+    if pictures is not None and not compares:
+        raise RequestError("pictures to compare on need a result and a comparison; leave out them, or what prevents it")
+
+
 def _check_place(dst: Path, *, overwrite: bool) -> None:
     """Refuse a place that is taken, and to replace anything but a conversion."""
     if not dst.exists():
         return
     if not overwrite:
-        raise RequestError(f"{dst} exists already; choose another place or pass overwrite=True")
+        raise RequestError(f"{dst} exists already; choose another place or pass overwrite=True (--overwrite)")
     if not (dst / REPORT_NAME).is_file():
         raise RequestError(f"{dst} is no folder that a conversion wrote; remove it yourself")
 
@@ -169,7 +214,8 @@ def _report(
         config=conversion.config.to_mapping(),
         tensors=tuple(_row(name, lazy, digests.get(name)) for name, lazy in conversion.plan.tensors.items()),
         dropped=dict(conversion.dropped),
-        set_aside=tuple(conversion.aside),
+        set_aside=tuple(_set_aside(conversion)),
+        way_back=conversion.earlier.to_mapping() if conversion.earlier.names else None,
         notes=(*conversion.notes, *notes),
         files=() if folder is None else (*sorted(path.name for path in folder.iterdir()), REPORT_NAME),
         verification=proof,

@@ -16,6 +16,7 @@ from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.metadata import read_embedded
 from vit_finetune.weights.readers import SUFFIXES, FileContent, read_file, read_json, read_shards, split_part
 from vit_finetune.weights.sidecars import Sidecar, read_config, read_preprocessor
+from vit_finetune.weights.way_back import ASIDE_NAME, earlier_of
 
 WEIGHT_NAMES = (
     "model.safetensors",
@@ -25,7 +26,6 @@ WEIGHT_NAMES = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
-ASIDE_NAME = "set_aside.safetensors"  # what a conversion keeps for the way back
 CONFIG_NAME = "config.json"
 OPEN_CLIP_CONFIG_NAME = "open_clip_config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
@@ -87,6 +87,7 @@ def read_folder(folder: Path) -> Checkpoint:
         preprocess = read_preprocessor(read_json(folder / PREPROCESSOR_NAME), str(folder / PREPROCESSOR_NAME))
     passed_over = [name for name in WEIGHT_NAMES if name != weights.name and (folder / name).is_file()]
     more = (f"read {weights.name} and left {', '.join(passed_over)} in {folder.name} aside",) if passed_over else ()
+    earlier, remarks = earlier_of(folder, checkpoint.tensors)
     return replace(
         checkpoint,
         architecture=sidecar.architecture or checkpoint.architecture,
@@ -94,7 +95,8 @@ def read_folder(folder: Path) -> Checkpoint:
         library=sidecar.library,
         preprocess=preprocess or checkpoint.preprocess,
         class_names=sidecar.class_names or checkpoint.class_names,
-        notes=(*checkpoint.notes, *more),
+        notes=(*checkpoint.notes, *more, *remarks),
+        earlier=earlier,
     )
 
 

@@ -46,6 +46,7 @@ class Plan:
         dropped: the source's name to the reason.
         fields: what format, configuration and names tell of the network's config.
         names: the rules' spelling of the file's names to the file's own.
+        prefix: what stands before every name of the network in the file.
         aside: tensors without a place that the way back needs, under the source's names; they are in `dropped` too.
         notes: rewrites that were applied, one sentence each.
     """
@@ -54,6 +55,7 @@ class Plan:
     dropped: dict[str, str] = field(default_factory=dict)
     fields: dict[str, Any] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
+    prefix: str = ""
     aside: dict[str, Lazy] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
@@ -80,6 +82,13 @@ def combine(function: Callable[..., Tensor], parts: Sequence[Lazy], words: str) 
     before = tuple(dict.fromkeys(word for part in parts for word in part.operations))
     meta = function(*(part.meta for part in parts))
     return Lazy(sources, meta, (*before, words), lambda: function(*(part.compute() for part in parts)))
+
+
+def cast(value: Lazy, dtype: torch.dtype) -> Lazy:
+    """Return a tensor in another type; as it is where it has that type, or is not of a floating-point one."""
+    if value.meta.dtype == dtype or not value.meta.is_floating_point():
+        return value
+    return combine(lambda tensor: tensor.to(dtype), [value], f"to {str(dtype).removeprefix('torch.')}")
 
 
 def _meta(tensor: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from vit_finetune.models.head import HeadInit, replace_head
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import build_model, variant_config
 from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
-from vit_finetune.weights.architecture import names_of, source_config, stated_config, stated_grid
+from vit_finetune.weights.architecture import names_of, reconciled, source_config, stated_config, stated_grid
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion import Converted, converted_from
 from vit_finetune.weights.report import LoadReport
@@ -60,16 +60,17 @@ def load_pretrained(
     """
     _check_choices(head, pos_embed)
     checkpoint = read_source(source)
-    with _naming(checkpoint):
+    with naming(checkpoint):
         known = model.config.to_mapping() | ({"num_classes": 0} if head == "drop" else {})
         converted = converted_from(checkpoint, known, wanted=names_of(model.config))
+        _, remarks = reconciled(model.config, converted.told, converted.usual, given=(), built=True)
         grid = grid or stated_grid(checkpoint, converted.tensors)
         if head == "keep":
             _size_head(model, converted.tensors, pos_embed, grid)
         fitted = fit_tensors(
             converted.tensors, model.state_dict(), config=model.config, head=head, pos_embed=pos_embed, grid=grid
         )
-    notes = _put_into(model, fitted, assign=False)
+    notes = [*remarks, *_put_into(model, fitted, assign=False)]
     return _report(checkpoint, converted, fitted, model, notes)
 
 
@@ -105,15 +106,13 @@ def from_pretrained(
     """
     _check_choices("drop", pos_embed)
     checkpoint = read_source(source)
-    with _naming(checkpoint):
+    with naming(checkpoint):
         named = variant_config(name) if name else stated_config(checkpoint)
-        known = variant_config(name).to_mapping() if name else dict(overrides)
-        if any("pos" in key for key in checkpoint.tensors):
-            known.pop("img_size", None)  # that of the file, whose positions know it; formulas are made for the new one
-        known.pop("num_classes", None)
-        known |= {} if num_classes is None else {"num_classes": 0}  # a new head: the file's isn't wanted
-        converted = converted_from(checkpoint, known, wanted=names_of(named) if named else ())
+        known = variant_config(name).to_mapping() if name else overrides
+        fields = _known_of(checkpoint, known, wants_head=num_classes is None)
+        converted = converted_from(checkpoint, fields, wanted=names_of(named) if named else ())
         config = source_config(checkpoint, converted, name=name, known=overrides)
+        config, remarks = reconciled(config, converted.told, converted.usual, given=overrides, built=False)
         keeps_head = num_classes is None and "head.weight" in converted.tensors
         classes = int(converted.tensors["head.weight"].shape[0]) if keeps_head else 0
         model = _empty_model(config.updated({**overrides, "num_classes": classes}), name or checkpoint.architecture)
@@ -128,11 +127,19 @@ def from_pretrained(
     if isinstance(source, Mapping):
         # The caller's tensors stay the caller's: training must not write into them.
         fitted.tensors = {key: tensor.detach().clone() for key, tensor in fitted.tensors.items()}
-    notes = _put_into(model, fitted, assign=True)
+    notes = [*remarks, *_put_into(model, fitted, assign=True)]
     if num_classes:
         replace_head(model, num_classes, init=head_init)
         fitted.newly_initialized += [key for key in model.state_dict() if key.startswith(HEAD_PARTS)]
     return model, _report(checkpoint, converted, fitted, model, notes)
+
+
+def _known_of(checkpoint: Checkpoint, known: Mapping[str, Any], *, wants_head: bool) -> dict[str, Any]:
+    """Return what is known of the file's network, of what is known of the network that is built."""
+    fields = {key: value for key, value in known.items() if key != "num_classes"}
+    if any("pos" in key for key in checkpoint.tensors):
+        fields.pop("img_size", None)  # that of the file, whose positions know it; formulas are made for the new one
+    return fields if wants_head else {**fields, "num_classes": 0}  # a new head: the file's isn't wanted
 
 
 def own_memory(model: torch.nn.Module) -> None:
@@ -156,8 +163,12 @@ def _check_choices(head: str, pos_embed: str) -> None:
 
 
 @contextmanager
-def _naming(checkpoint: Checkpoint) -> Iterator[None]:
-    """Name the source in whatever is wrong with its tensors."""
+def naming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name a source in whatever is wrong with its tensors.
+
+    Args:
+        checkpoint: the source.
+    """
     try:
         yield
     except RequestError as error:
@@ -239,7 +250,7 @@ def _report(
         resampled=fitted.resampled,
         dropped={**checkpoint.dropped, **converted.dropped, **fitted.dropped},
         newly_initialized=new,
-        preprocess=_preprocess_for(model.config, checkpoint.preprocess),
+        preprocess=preprocess_for(model.config, checkpoint.preprocess),
         class_names=names,
         source=checkpoint.description,
         architecture=model.name,
@@ -247,8 +258,13 @@ def _report(
     )
 
 
-def _preprocess_for(config: NetworkConfig, spec: PreprocessSpec | None) -> PreprocessSpec:
-    """Return the source's preprocessing at the model's picture size and number of channels."""
+def preprocess_for(config: NetworkConfig, spec: PreprocessSpec | None) -> PreprocessSpec:
+    """Return a source's preprocessing at a network's picture size and number of channels.
+
+    Args:
+        config: the network.
+        spec: what the source says; None takes the defaults.
+    """
     spec = spec or PreprocessSpec()
     if config.in_chans == len(spec.mean):
         return spec.with_size(*config.img_size)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from vit_finetune.common.errors import RequestError
@@ -92,22 +91,3 @@ def read_embedded(metadata: Mapping[str, str] | None) -> Embedded | None:
         raise RequestError(
             f"the safetensors metadata key {METADATA_KEY!r} is damaged ({error}); export the file again"
         ) from error
-
-
-def settle_header(path: Path) -> None:
-    """Rewrite a safetensors file's header with its metadata in order, so that equal content gives equal bytes.
-
-    safetensors writes several metadata keys in an order that differs from call to call. The header keeps its length,
-    so the tensors behind it stay where they are.
-
-    Args:
-        path: a file that safetensors has just written.
-    """
-    with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header.get("__metadata__", {}).items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= length:  # escapes that we spell longer would not fit; the file is right as it is
-            file.seek(8)
-            file.write(text.ljust(length))

@@ -28,7 +28,9 @@ def plan_to_timm(tensors: Mapping[str, Lazy], layout: Format, known: Mapping[str
     shapes = {name: value.shape for name, value in bare.items()}
     fields = {**layout.fixed(), **(known or {})}
     fields = {**fields, **(layout.told(shapes, fields) if layout.told else {}), **(known or {})}
-    groups, plan = _sorted_out(bare, Plan({}, fields=fields, names=names), layout, has_prefix=bool(prefix))
+    groups, plan = _sorted_out(
+        bare, Plan({}, fields=fields, names=names, prefix=prefix), layout, has_prefix=bool(prefix)
+    )
     for targets, (rule, parts) in groups.items():
         values = [bare[parts[k]] if k in parts else None for k in range(len(rule.sources))]
         plan.tensors.update(zip(targets, _read(rule, values, targets, fields), strict=True))

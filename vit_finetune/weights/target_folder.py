@@ -17,7 +17,7 @@ from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.weights.metadata import embedded_metadata
 from vit_finetune.weights.rules import Format
-from vit_finetune.weights.timm_config import NOT_IN_JSON, closest_name
+from vit_finetune.weights.timm_config import NOT_IN_JSON, closest_name, hub_config
 
 _PIL_RESAMPLING = {"nearest": 0, "lanczos": 1, "bilinear": 2, "bicubic": 3}
 
@@ -44,14 +44,17 @@ def describe(
     spec = preprocess.with_size(*config.img_size) if preprocess else None
     if target.library == "timm":
         name, args, unsaid = closest_name(config, architecture)
-        files = {"config.json": _timm(config, name, args, spec, class_names)}
+        shown = spec or PreprocessSpec().with_size(*config.img_size)
+        told = hub_config(config, name, args, preprocess=shown, class_names=class_names, tag="converted")
         own = args | {key: config.to_mapping()[key] for key in unsaid}
         notes = tuple(
             f"timm's config.json can't say {key}={getattr(config, key)!r} ({NOT_IN_JSON[key]}): timm alone will build "
             f"{name} without it; vit_finetune reads it from the file's header"
             for key in unsaid
         )
-        return files, embedded_metadata(name, own, preprocess=spec, class_names=class_names), notes
+        if spec is None:
+            notes += ("nothing tells the preprocessing: timm's config.json, which must, says ImageNet's",)
+        return {"config.json": told}, embedded_metadata(name, own, preprocess=spec, class_names=class_names), notes
     if target.config_to is None:
         return {}, {"format": "pt"}, ()
     values = target.config_to(config)
@@ -66,34 +69,6 @@ def describe(
     if spec is not None:
         files["preprocessor_config.json"] = _preprocessor(spec)
     return files, {"format": "pt"}, ()
-
-
-def _timm(
-    config: NetworkConfig,
-    name: str,
-    args: dict[str, Any],
-    spec: PreprocessSpec | None,
-    class_names: Sequence[str] | None,
-) -> dict[str, Any]:
-    labels = {} if class_names is None else {"label_names": list(class_names)}
-    return {
-        "architecture": name,
-        "num_classes": config.num_classes,
-        "num_features": config.embed_dim,
-        "global_pool": config.global_pool,
-        **labels,
-        "model_args": args,
-        "pretrained_cfg": {
-            "tag": "converted",
-            "custom_load": False,
-            **(spec or PreprocessSpec().with_size(*config.img_size)).to_mapping(),
-            "fixed_input_size": not config.dynamic_img_size,
-            "num_classes": config.num_classes,
-            "pool_size": None,
-            "first_conv": "patch_embed.proj",
-            "classifier": ["head", "head_dist"] if getattr(config, "distilled", False) else "head",
-        },
-    }
 
 
 def _preprocessor(spec: PreprocessSpec) -> dict[str, Any]:

@@ -5,10 +5,13 @@ Source: timm 1.0 `models/_hub.py` (`_parse_model_cfg`) and the constructors that
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import list_models, variant_config
+from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.rules import structure
 
 # A network that differs from its registered name in one of these has no description in timm's JSON.
@@ -23,6 +26,46 @@ NOT_IN_JSON = {
     "norm_eps": "timm takes it inside a Python function only",
 }
 _SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "patch_size", "in_chans", "img_size")
+
+
+def hub_config(
+    config: NetworkConfig,
+    architecture: str,
+    model_args: Mapping[str, Any],
+    *,
+    preprocess: PreprocessSpec,
+    class_names: Sequence[str] | None,
+    tag: str,
+) -> dict[str, Any]:
+    """Return the content of the `config.json` that timm opens.
+
+    Args:
+        config: the network.
+        architecture: timm's name.
+        model_args: the arguments in which the network differs from that name.
+        preprocess: the evaluation transform.
+        class_names: one per row of the head; None where they have no names.
+        tag: where the weights come from, in a word.
+    """
+    is_distilled = getattr(config, "distilled", False)
+    return {
+        "architecture": architecture,
+        "num_classes": config.num_classes,
+        "num_features": config.embed_dim,
+        "global_pool": config.global_pool,
+        **({} if class_names is None else {"label_names": list(class_names)}),
+        "model_args": dict(model_args),
+        "pretrained_cfg": {
+            "tag": tag,
+            "custom_load": False,
+            **preprocess.to_mapping(),
+            "fixed_input_size": not config.dynamic_img_size,
+            "num_classes": config.num_classes,
+            "pool_size": None,
+            "first_conv": "patch_embed.proj",
+            "classifier": ["head", "head_dist"] if is_distilled else "head",
+        },
+    }
 
 
 def closest_name(config: NetworkConfig, preferred: str | None = None) -> tuple[str, dict[str, Any], list[str]]:
@@ -52,6 +95,9 @@ def closest_name(config: NetworkConfig, preferred: str | None = None) -> tuple[s
     values = config.to_mapping()
     fields = differing(name)
     args = {key: values[key] for key in dict.fromkeys(["img_size", *fields]) if key not in NOT_IN_JSON}
+    built = variant_config(name).updated(args)
+    if isinstance(built, ViTConfig) and _acts(built, "fc_norm") != _acts(config, "fc_norm"):
+        args["fc_norm"] = _acts(config, "fc_norm")  # the pooling among the arguments would move the norm
     return name, args, [key for key in fields if key in NOT_IN_JSON]
 
 

@@ -8,13 +8,13 @@ network with the folder's tensors read back.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from vit_finetune.common.errors import WorkError
+from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import build_model
 from vit_finetune.weights.conversion_report import Verification
@@ -28,31 +28,38 @@ _SEED = 0
 _ALLOWED = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 
 
-def verify_conversion(conversion: Conversion, folder: Path) -> Verification:
-    """Compare source and result on random pictures, in float32.
+def verify_conversion(conversion: Conversion, folder: Path, given: Iterable[Tensor] = ()) -> Verification:
+    """Compare source and result on random pictures and on given ones, in float32.
 
     Args:
         conversion: what was done.
         folder: what was written.
+        given: batches [B, C, H, W] of pictures as the network takes them.
 
     Returns:
-        The largest difference, and how often the best class agrees.
+        The largest difference of any picture, and how often the best class agrees.
 
     Raises:
+        RequestError: a given batch has another shape.
         WorkError: the difference is more than rounding; the result is not kept.
     """
     config = conversion.config
     generator = torch.Generator().manual_seed(_SEED)
-    images = torch.randn(_NUM_IMAGES, config.in_chans, *config.img_size, generator=generator)
-    with torch.inference_mode():
-        expected = _ours(conversion.ours, config)(images)
-        by, forward = _reader(conversion, folder)
-        found = forward(images).float()
-    if found.shape != expected.shape:
-        raise WorkError(
-            f"{by} gives {list(found.shape)} where the source gives {list(expected.shape)}; nothing was kept"
-        )
-    difference, scale = float((found - expected).abs().max()), float(expected.abs().max())
+    source = _ours(conversion.ours, config)
+    by, forward = _reader(conversion, folder)
+    difference, scale, agreeing, num_given = 0.0, 0.0, [], -_NUM_IMAGES
+    for images in (torch.randn(_NUM_IMAGES, config.in_chans, *config.img_size, generator=generator), *given):
+        _check_pictures(images, config)
+        with torch.inference_mode():
+            expected, found = source(images.float()), forward(images.float()).float()
+        if found.shape != expected.shape:
+            raise WorkError(
+                f"{by} gives {list(found.shape)} where the source gives {list(expected.shape)}; nothing was kept"
+            )
+        difference = torch.tensor([difference, float((found - expected).abs().max())]).max().item()  # keeps a NaN
+        scale = max(scale, float(expected.abs().max()))
+        agreeing.append((found.argmax(-1) == expected.argmax(-1)).float())
+        num_given += len(images)
     dtype = min((value.meta.dtype for value in conversion.plan.tensors.values()), key=lambda kind: kind.itemsize)
     if not difference <= _ALLOWED.get(dtype, 1e-3) * max(scale, 1.0):
         raise WorkError(
@@ -63,11 +70,21 @@ def verify_conversion(conversion: Conversion, folder: Path) -> Verification:
     return Verification(
         compared="logits" if has_head else "tokens",
         by=("vit_finetune", by),
-        images=f"{_NUM_IMAGES} random pictures of {config.img_size[0]}x{config.img_size[1]} pixels",
+        images=f"{_NUM_IMAGES} random {f'and {num_given} given ' if num_given else ''}pictures of "
+        f"{config.img_size[0]}x{config.img_size[1]} pixels",
         max_abs_difference=difference,
         scale=scale,
-        top1_agreement=float((found.argmax(-1) == expected.argmax(-1)).float().mean()) if has_head else None,
+        top1_agreement=float(torch.cat(agreeing).mean()) if has_head else None,
     )
+
+
+def _check_pictures(images: Tensor, config: NetworkConfig) -> None:
+    wanted = [config.in_chans, *config.img_size]
+    if images.ndim != 4 or list(images.shape[1:]) != wanted or not images.is_floating_point():
+        raise RequestError(
+            f"the pictures to compare on are {images.dtype} {list(images.shape)}; the network takes floats [B, "
+            f"{', '.join(map(str, wanted))}]"
+        )
 
 
 def _ours(tensors: Mapping[str, Lazy], config: NetworkConfig) -> Callable[[Tensor], Tensor]:

@@ -120,13 +120,16 @@ def _write_npz(path: Path, tensors: Mapping[str, Lazy]) -> dict[str, str]:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
         for name, lazy in tensors.items():
             value = _value(name, lazy)
-            if value.dtype == torch.bfloat16:
-                raise RequestError("numpy has no bfloat16: convert with dtype fp32 or fp16")
             member = zipfile.ZipInfo(f"{name}.npy")  # a fixed date, so that equal weights are equal files
             with archive.open(member, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, value.numpy(), allow_pickle=False)
+                np.lib.format.write_array(file, _array(value), allow_pickle=False)
             digests[name] = hashlib.sha256(_raw(value)).hexdigest()
     return digests
+
+
+def _array(value: Tensor) -> np.ndarray[Any, Any]:
+    """Return a tensor as numpy's; bfloat16 as two bytes without a type, which is how JAX saves and knows it."""
+    return value.view(torch.int16).numpy().view("V2") if value.dtype == torch.bfloat16 else value.numpy()
 
 
 def _write_pickle(path: Path, tensors: Mapping[str, Lazy], wrapper: str) -> dict[str, str]:

@@ -22,7 +22,13 @@ from vit_finetune.weights.rules import Format, Rule, fill, reason_for, template,
 
 
 def plan_from_timm(
-    tensors: Mapping[str, Lazy], layout: Format, config: NetworkConfig, *, names: Mapping[str, str] | None = None
+    tensors: Mapping[str, Lazy],
+    layout: Format,
+    config: NetworkConfig,
+    *,
+    names: Mapping[str, str] | None = None,
+    aside: Mapping[str, Lazy] | None = None,
+    prefix: str = "",
 ) -> Plan:
     """Say how our tensors become a file's.
 
@@ -31,6 +37,8 @@ def plan_from_timm(
         layout: the format wanted.
         config: the network they are of.
         names: spellings of an earlier file of that format, which win over the format's own.
+        aside: what an earlier file of that format held beside the network, under the rules' spelling.
+        prefix: what stands before every name of the network, where the library itself writes nothing there.
 
     Raises:
         NotRepresentable: the format has no words for the network.
@@ -55,10 +63,15 @@ def plan_from_timm(
             left.append(name)
     if left:
         raise NotRepresentable(_no_place(left, layout))
+    written = {**(aside or {}), **written}
     for constant in layout.theirs_only:
         if constant.when is None or constant.when(config):
             written |= {key: value for key, value in stand_ins(constant, values).items() if key not in written}
-    return Plan(_spelled(written, layout, config, names), fields=config.to_mapping(), notes=notes)
+    return Plan(
+        _spelled(written, (layout.prefix(config) if layout.prefix else "") or prefix, names),
+        fields=config.to_mapping(),
+        notes=notes,
+    )
 
 
 _Found = tuple[Rule, tuple[str, ...], tuple[str | None, ...]]
@@ -133,11 +146,8 @@ def _no_place(left: list[str], layout: Format) -> str:
     )
 
 
-def _spelled(
-    written: Mapping[str, Lazy], layout: Format, config: NetworkConfig, names: Mapping[str, str]
-) -> dict[str, Lazy]:
+def _spelled(written: Mapping[str, Lazy], prefix: str, names: Mapping[str, str]) -> dict[str, Lazy]:
     """Return the tensors under the file's names; layers that had one name in an earlier file become one tensor."""
-    prefix = layout.prefix(config) if layout.prefix else ""
     groups: dict[str, list[Lazy]] = {}
     for name, value in written.items():
         default = name.removeprefix("/") if name.startswith("/") else prefix + name

@@ -182,6 +182,21 @@ def by_timm(*, prefix="", change=lambda found: found, network=None, **options):
     return build
 
 
+def sincos2d(*, cls=False):
+    """Return a function that saves big_vision's arrays without positions, whose network has them from the formula."""
+
+    def build(folder):
+        found = arrays(cls=cls)
+        np.savez(folder / "model.npz", **{f"params/{k}": value for k, value in found.items() if k != "pos_embedding"})
+        table = np.empty((GRID, GRID, WIDTH))
+        for y, x, k in np.ndindex(GRID, GRID, WIDTH // 4):
+            omega = 10_000.0 ** -(k / (WIDTH // 4 - 1))
+            table[y, x, k :: WIDTH // 4] = np.sin(x * omega), np.cos(x * omega), np.sin(y * omega), np.cos(y * omega)
+        return Saved(Flax(found | {"pos_embedding": table.reshape(1, -1, WIDTH)}), folder / "model.npz")
+
+    return build
+
+
 def as_bfloat16(found):
     """Round to what bfloat16 holds, so that both sides compute with the same values."""
     return {name: (value.view(np.uint32) & 0xFFFF0000).view(np.float32) for name, value in found.items()}
@@ -227,4 +242,15 @@ CASES = [
     jax(name="jax SigLIP, by timm", build=by_timm(prefix="params/img/", **SIGLIP), compare="pooled"),
     jax(name="jax pooling by attention, with head", build=saved(prefix="params/", cls=False, pool=True)),
     jax(name="jax bfloat16", build=bfloat16),
+    # The table is made in float32, from float32 frequencies; written, it is a learned one.
+    *(
+        jax(
+            name=f"jax big_vision sincos2d{', class token' if cls else ''}",
+            build=sincos2d(cls=cls),
+            hints={"img_size": (32, 32)},
+            tolerance=1e-5,
+            back="functional",
+        )
+        for cls in (False, True)
+    ),
 ]

@@ -1,8 +1,7 @@
-"""CLIP's image tower in open_clip's names: a restatement always, the library itself where it is installed."""
+"""CLIP's image tower in open_clip's names: the library itself, and a restatement for OpenAI's own files."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from functools import partial
 
@@ -200,32 +199,29 @@ CASES = [
     ),
     Case(name="openai_clip TorchScript, fp16", format="openai_clip", build=scripted, forward=pooled),
 ]
-if importlib.util.find_spec("open_clip"):
-    CASES += [
-        open_clip_case(name="open_clip library folder", build=from_library(SMALL, with_config=True)),
-        open_clip_case(
-            name="open_clip library folder, quick_gelu, LayerScale",
-            build=from_library({**SMALL, "ls_init_value": 0.1}, with_config=True, quick=True),
+CASES += [
+    open_clip_case(name="open_clip library folder", build=from_library(SMALL, with_config=True)),
+    open_clip_case(
+        name="open_clip library folder, quick_gelu, LayerScale",
+        build=from_library({**SMALL, "ls_init_value": 0.1}, with_config=True, quick=True),
+    ),
+    open_clip_case(
+        name="open_clip library folder, CLIPA",
+        build=from_library(
+            {**SMALL, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}, with_config=True
         ),
-        open_clip_case(
-            name="open_clip library folder, CLIPA",
-            build=from_library(
-                {**SMALL, "no_ln_pre": True, "pool_type": "avg", "final_ln_after_pool": True}, with_config=True
-            ),
-        ),
-        open_clip_case(
-            name="open_clip library folder, norm, then mean",
-            build=from_library({**SMALL, "pool_type": "avg"}, with_config=True),
-        ),
-        open_clip_case(name="open_clip library training file", build=from_library(SMALL), hints=HINTS),
-        open_clip_case(name="open_clip library tower", build=from_library(SMALL, prefix=False), hints=HINTS),
-        Case(
-            name="open_clip library folder, timm inside",
-            format="open_clip_timm",
-            forward=pooled,
-            build=from_library(
-                {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token"}, with_config=True
-            ),
-            img_size=(160, 160),
-        ),
-    ]
+    ),
+    open_clip_case(
+        name="open_clip library folder, norm, then mean",
+        build=from_library({**SMALL, "pool_type": "avg"}, with_config=True),
+    ),
+    open_clip_case(name="open_clip library training file", build=from_library(SMALL), hints=HINTS),
+    open_clip_case(name="open_clip library tower", build=from_library(SMALL, prefix=False), hints=HINTS),
+    Case(
+        name="open_clip library folder, timm inside",
+        format="open_clip_timm",
+        forward=pooled,
+        build=from_library({"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "token"}, with_config=True),
+        img_size=(160, 160),
+    ),
+]

@@ -1,4 +1,4 @@
-"""vit-pytorch's ViT in its four generations of names: restated below, and the package itself where it is installed.
+"""vit-pytorch's ViT in its four generations of names: restated below, and the newest by the package itself.
 
 The restatement is written from the package's wheels 0.20.0, 1.2.0, 1.6.5 and 1.26.11: the same names, computed with
 explicit matrices.
@@ -101,11 +101,10 @@ def restated(generation, **options):
 
 def installed(folder):
     """Make a network of the package itself; its generation is the newest one's."""
-    import pytest
+    import vit_pytorch
 
-    package = pytest.importorskip("vit_pytorch", minversion=None)
     model = randomize(
-        package.ViT(image_size=32, patch_size=8, num_classes=5, dim=24, depth=2, heads=3, dim_head=8, mlp_dim=40)
+        vit_pytorch.ViT(image_size=32, patch_size=8, num_classes=5, dim=24, depth=2, heads=3, dim_head=8, mlp_dim=40)
     )
     torch.save(model.state_dict(), folder / "model.pt")
     return Saved(model, folder / "model.pt")

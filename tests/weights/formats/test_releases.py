@@ -162,7 +162,7 @@ def test_open_clip__folder_says_what_weights_do_not(tmp_path):
 
 def test_open_clip__opens_the_result(tmp_path):
     """open_clip's own tower, built from the written configuration, takes the written weights and computes the same."""
-    open_clip = pytest.importorskip("open_clip")
+    import open_clip
     from safetensors.torch import load_file, save_file
 
     model, config = network(pre_norm=True, norm_eps=1e-5, act_layer="quick_gelu", init_values=0.1)
@@ -190,6 +190,16 @@ def npz(folder, **more):
     found = cases_jax.arrays(numbers=cases_jax.RELEASED, positions=cases_jax.TABLE)
     np.savez(folder / "model.npz", **found, **more)
     return folder / "model.npz"
+
+
+def test_jax__positions_that_are_a_formula_are_asked_about(tmp_path):
+    """Without positions the size is asked for, and what was made of it is said; a lost table isn't made up unasked."""
+    cases_jax.sincos2d()(tmp_path)
+    path = tmp_path / "model.npz"
+    with pytest.raises(RequestError, match="holds no positions .*give img_size, to make the table; else .* damaged"):
+        convert_checkpoint(path, tmp_path / "no", to="timm")
+    report = convert_checkpoint(path, tmp_path / "timm", to="timm", config={"img_size": 32})
+    assert any("posemb='sincos2d' was put in" in note for note in report.notes)
 
 
 def test_jax__layer_before_the_head_goes_only_with_the_head(tmp_path):

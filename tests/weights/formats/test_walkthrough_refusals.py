@@ -11,7 +11,7 @@ from vit_finetune.models import VisionTransformer, ViTConfig
 from vit_finetune.weights import convert_state_dict, detect_format, from_pretrained
 from vit_finetune.weights.conversion import from_timm, to_timm
 from vit_finetune.weights.formats import FORMATS
-from vit_finetune.weights.formats.simple_vit import sincos_table
+from vit_finetune.weights.formats.sincos import sincos_table
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 3, "num_classes": 5}
 UNBIASED = {"qkv_bias": False, "norm_eps": 1e-5}

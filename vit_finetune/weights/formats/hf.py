@@ -140,8 +140,12 @@ def opened(folder: Path) -> Any:
 def reference(folder: Path, config: NetworkConfig) -> Callable[[Tensor], Tensor]:
     """Return the forward pass of a folder's model in transformers."""
     model = opened(folder)
-    output = "logits" if config.num_classes else "last_hidden_state"
-    return lambda images: getattr(model(pixel_values=images), output)
+    if config.num_classes:
+        return lambda images: model(pixel_values=images).logits
+    # A head of the library's own kind may sit on the network that is compared. (`base_model` of a bare network is not
+    # always itself: DINOv3's is its encoder.)
+    network = model.base_model if hasattr(model, "classifier") else model
+    return lambda images: network(pixel_values=images).last_hidden_state
 
 
 def _side(size: tuple[int, int]) -> int | list[int]:

@@ -8,6 +8,7 @@ Submodules are numbered by one counter in the released vit_jax files (attention 
 counter per class in newer ones and in big_vision (0, 1, 0). All numbers are read. Networks of the first kind (a class
 token whose position is in the table) are written with the released numbers, which vit_jax and timm read; all others
 with those of big_vision, which big_vision and timm read. big_vision may keep all blocks in one array each ("scan").
+Its positions may be a formula (posemb="sincos2d"), which is in no file: the table is made for the `img_size` given.
 
 Heads are told by the shapes, epsilon is 1e-6. `nn.gelu` of flax is the tanh form: that is what these networks compute,
 though timm's configurations of the same weights say erf. Say act_layer="gelu" to read a file as timm does.
@@ -18,7 +19,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from vit_finetune.common.errors import RequestError
 from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.formats.sincos import with_positions
+from vit_finetune.weights.rewrites import Rewrite
 from vit_finetune.weights.rules import Format, Rule
 
 _BLOCK = "Transformer/encoderblock_{i}"
@@ -104,8 +108,13 @@ _RULES = (
 )
 
 
-def _told(shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG001
-    """Read heads and pooling off the arrays."""
+def _told(shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Any]) -> dict[str, Any]:
+    """Read heads and pooling off the arrays; the table of positions may be a formula."""
+    if not any(name.endswith("pos_embedding") for name in shapes) and "img_size" not in known:
+        raise RequestError(
+            "the file holds no positions (pos_embedding). Where big_vision made it with posemb='sincos2d', they are a "
+            "formula: give img_size, to make the table; else the file is damaged"
+        )
     kernel = next((shape for name, shape in shapes.items() if name.endswith("/query/kernel")), ())
     heads = {"num_heads": kernel[-2]} if len(kernel) >= 3 else {}
     pool = "map" if f"{_POOL}/probe" in shapes else "token" if "cls" in shapes else "avg"
@@ -153,6 +162,13 @@ JAX = Format(
         "no_embed_class": (True, False),
     },
     defaults={"act_layer": "gelu_tanh"},
+    rewrites=(
+        Rewrite(
+            words="the file holds no positions: the table of big_vision's posemb='sincos2d' was put in",
+            read=with_positions,
+            write=lambda tensors, config: dict(tensors),  # noqa: ARG005 - written, they are learned ones to big_vision
+        ),
+    ),
     told=_told,
     check=_check,
     file="model.npz",

@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable, RequestError
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.formats.flat_patches import patch_fields
+from vit_finetune.weights.formats.sincos import sincos_table, with_positions
 from vit_finetune.weights.formats.vit_pytorch import (
     BLOCK_START,
     HOLDS_NORMED,
@@ -25,11 +25,9 @@ from vit_finetune.weights.formats.vit_pytorch import (
     Shapes,
     no_head,
 )
-from vit_finetune.weights.lazy import Lazy, combine
+from vit_finetune.weights.lazy import Lazy
 from vit_finetune.weights.rewrites import Rewrite, Tensors
 from vit_finetune.weights.rules import Constant, Format, Rule
-
-_TEMPERATURE = 10000
 
 
 def _told_simple(shapes: Shapes, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -43,30 +41,6 @@ def _check_simple(config: ViTConfig) -> str:
     if config.embed_dim % 4 or config.embed_dim < 8:
         return f"embed_dim={config.embed_dim} (its table of positions needs a multiple of 4, from 8)"
     return no_head(config)
-
-
-def sincos_table(grid: tuple[int, int], dim: int) -> Tensor:
-    """Return SimpleViT's positions, [1, gh*gw, D]: sin x, cos x, sin y, cos y, each a quarter of the width.
-
-    Args:
-        grid: (gh, gw).
-        dim: width D, a multiple of 4.
-    """
-    omega = 1 / _TEMPERATURE ** (torch.arange(dim // 4) / (dim // 4 - 1))  # in this order: the package rounds so
-    y, x = torch.meshgrid(*(torch.arange(side) for side in grid), indexing="ij")
-    angles = [axis.flatten()[:, None] * omega for axis in (x, y)]
-    return torch.cat([part for angle in angles for part in (angle.sin(), angle.cos())], dim=1)[None]
-
-
-def _with_positions(tensors: Tensors, fields: Mapping[str, Any]) -> dict[str, Lazy]:
-    kernel = tensors.get("patch_embed.proj.weight")
-    if kernel is None:
-        return dict(tensors)
-    size = ViTConfig.from_mapping({"img_size": fields["img_size"], "patch_size": kernel.shape[2:]}).grid_size
-    table = combine(
-        lambda weight: sincos_table(size, weight.shape[0]).to(weight), [kernel], "sin-cos table of its positions"
-    )
-    return {"pos_embed": table, **tensors}
 
 
 def _without_positions(tensors: Tensors, config: ViTConfig) -> dict[str, Lazy]:
@@ -84,7 +58,7 @@ def _without_positions(tensors: Tensors, config: ViTConfig) -> dict[str, Lazy]:
 
 _FIXED_POSITIONS = Rewrite(
     words="the fixed sin-cos positions, which no file holds, were put in",
-    read=_with_positions,
+    read=with_positions,
     write=_without_positions,
 )
 
