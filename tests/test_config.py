@@ -59,8 +59,8 @@ PRETRAINED = (
         ({**least(), "model": {}}, f"model.pretrained: is required ({PRETRAINED})"),
         (least(train=None), "train: is required"),
         # sections that contradict themselves
-        (least(train={"steps": 3}), "train: give exactly one of train.epochs and train.steps"),
-        ({**least(), "train": {}}, "train: give exactly one of train.epochs and train.steps"),
+        (least(train={"steps": 3}), "train: give exactly one of train.epochs, train.steps and train.budget"),
+        ({**least(), "train": {}}, "train: give exactly one of train.epochs, train.steps and train.budget"),
         (
             {**least(), "data": {}},
             "data: give exactly one of data.root (a folder) and data.source (a data set)",
@@ -157,7 +157,7 @@ def test_config__several_mistakes_at_once() -> None:
         "4 mistakes in the configuration:",
         "  data.hflip: got 2; input should be less than or equal to 1",
         "  data.rooot: no such key; did you mean 'root'?",
-        "  train: give exactly one of train.epochs and train.steps",
+        "  train: give exactly one of train.epochs, train.steps and train.budget",
         "  optimizer.lr: got 'big'; input should be a valid number",
     ]
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
+_CLOCKS = ("steps", "epochs", "budget")  # of which a run has one
 _TAG = "tag:yaml.org,2002:"
 _TRUTH = (f"{_TAG}bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"))
 _NUMBER = (
@@ -146,7 +147,7 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
 def apply_override(values: dict[str, Any], text: str) -> None:
     """Lay one `section.key=value` over `values`, which is changed.
 
-    `train.steps` or `train.epochs` replaces whichever of the two was there.
+    `train.steps`, `train.epochs` or `train.budget` replaces whichever of the three was there.
 
     Raises:
         RequestError: the text has another form.
@@ -160,9 +161,9 @@ def apply_override(values: dict[str, Any], text: str) -> None:
     except yaml.YAMLError:
         raise RequestError(f"the value in {text!r} is not readable YAML") from None
     part = values.setdefault(section, {})
-    if section == "train" and leaf in ("steps", "epochs") and isinstance(part, dict):
-        part.pop("steps", None)
-        part.pop("epochs", None)
+    if section == "train" and leaf in _CLOCKS and isinstance(part, dict):
+        for clock in _CLOCKS:
+            part.pop(clock, None)
     for parent in parents:
         part = part.setdefault(parent, {}) if isinstance(part, dict) else part
     if not isinstance(part, dict):

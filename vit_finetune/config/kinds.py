@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from vit_finetune.common.durations import seconds_of
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
@@ -18,3 +20,12 @@ def _pair(value: object) -> object:
 
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
+
+
+def _duration(text: str) -> str:
+    """Refuse a text that is no duration; RequestError is a ValueError, which pydantic reports with the key."""
+    seconds_of(text)
+    return text
+
+
+Duration = Annotated[str, AfterValidator(_duration)]

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vit_finetune.config.kinds import PositiveFloat, PositiveInt, Rate
+from vit_finetune.config.kinds import Duration, PositiveFloat, PositiveInt, Rate
 from vit_finetune.recipe import Section
 
 
@@ -33,9 +33,12 @@ class TrainConfig(Section):
     imbalance: Literal["none"] = "none"
     """How skewed class counts are met."""
     epochs: PositiveFloat | None = None
-    """Passes over the training pictures; may be a fraction. Give epochs or steps."""
+    """Passes over the training pictures; may be a fraction. Give epochs, steps or a budget."""
     steps: PositiveInt | None = None
-    """Optimizer steps. Give epochs or steps."""
+    """Optimizer steps. Give epochs, steps or a budget."""
+    budget: Duration | None = None
+    """Time for the whole run, such as 90s, 10m or 1h30m: from frozen features up to fine-tuning, what fits is tried and
+    the best on val is kept. Give epochs, steps or a budget."""
     global_batch_size: PositiveInt = 64
     """Pictures per optimizer step over all processes; the same on any number of them."""
     per_device_batch_size: PositiveInt | Literal["auto"] = "auto"
@@ -53,8 +56,8 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _one_clock(self) -> TrainConfig:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of train.epochs and train.steps")
+        if sum(value is not None for value in (self.epochs, self.steps, self.budget)) != 1:
+            raise ValueError("give exactly one of train.epochs, train.steps and train.budget")
         return self
 
 

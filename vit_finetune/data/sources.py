@@ -65,8 +65,8 @@ def load_splits(
         source: instead of `root`: a Hub data set, a `save_to_disk` folder, or parquet/arrow.
         train_split: the split to train on.
         val_split: the split to validate on; "val" also finds valid and validation, and where the source has
-            none of them a share of the training split is held out. None: no validation.
-        test_split: the split to test on, if any.
+            none of them but the test split, a share of the training split is held out. None: no validation.
+        test_split: the split to test on, if any; never validated on, whatever it is called.
         val_fraction: the share of each class that is held out for validation where the source has no such
             split, in [0, 1); 0 holds nothing out. Every class keeps a training picture, and gives
             a validation picture if it has two.
@@ -81,6 +81,8 @@ def load_splits(
         RequestError: the source is missing, has no pictures, an empty class folder, a single class, or
             a class that only val or test knows.
     """
+    if val_split not in (None, "val") and val_split == test_split:
+        raise RequestError(f"data.val_split and data.test_split are both {val_split!r}; a test split selects nothing")
     if (root is None) == (source is None):
         raise RequestError("give either data.root (a folder) or data.source (a data set), and not both")
     if not 0 <= val_fraction < 1:
@@ -90,7 +92,7 @@ def load_splits(
     else:
         tables = read_tables(
             str(source),
-            splits=(train_split, val_names(val_split), test_split),
+            splits=(train_split, val_names(val_split, test_split), test_split),
             image_column=image_column,
             label_column=label_column,
         )
@@ -124,11 +126,15 @@ def load_folder(root: str | Path, class_names: Sequence[str]) -> ImageSet:
     return _labelled(part, class_names)
 
 
-def val_names(val_split: str | None) -> tuple[str, ...]:
-    """Return the names that a validation split may have: the usual ones for "val", else the one asked for."""
+def val_names(val_split: str | None, test_split: str | None = None) -> tuple[str, ...]:
+    """Return the names that a validation split may have: the usual ones for "val", else the one asked for.
+
+    The split that is tested on is none of them.
+    """
     if val_split is None:
         return ()
-    return VAL_NAMES if val_split == "val" else (val_split,)
+    names = VAL_NAMES if val_split == "val" else (val_split,)
+    return tuple(name for name in names if name != test_split)
 
 
 def _read_root(root: Path, train_split: str, val_split: str | None, test_split: str | None) -> _Parts:
@@ -152,7 +158,7 @@ def _read_split_folders(
     root: Path, folders: Sequence[str], train_split: str, val_split: str | None, test_split: str | None
 ) -> _Parts:
     """Read `root/SPLIT/CLASS/...`."""
-    val_found = [name for name in val_names(val_split) if (root / name).is_dir()][:1]
+    val_found = [name for name in val_names(val_split, test_split) if (root / name).is_dir()][:1]
     if val_split not in (None, "val") and not val_found:
         raise RequestError(f"{root} has no folder {val_split}; it holds {_listed(folders)}")
     if test_split is not None and not (root / test_split).is_dir():

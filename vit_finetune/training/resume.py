@@ -54,19 +54,26 @@ def check_run_folder(run_dir: Path, config: Mapping[str, Any], *, resume: bool, 
         return False
     if not resume:
         raise RequestError(f"{run_dir} holds a run already; give --resume to go on, --overwrite, or another run.dir")
-    differences = list(_differences(yaml.safe_load(saved.read_text(encoding="utf-8")), config))
+    differences = list(config_differences(yaml.safe_load(saved.read_text(encoding="utf-8")), config))
     if differences:
         listed = "; ".join(differences)
         raise RequestError(f"{run_dir} was started with another configuration: {listed}; resume with its own {saved}")
     return True
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield a line for each key whose value differs and that changes what a run computes.
+
+    Args:
+        old: a configuration as plain values.
+        new: another.
+        prefix: of the keys' names.
+    """
     for key in sorted({*old, *new}):
         path = prefix + key
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, path + ".")
+            yield from config_differences(before, after, path + ".")
         elif before != after and not path.startswith(_HARMLESS):
             yield f"{path} was {before!r}, now {after!r}"
 
