@@ -39,10 +39,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
     "predict": _ALL_ROOMS,
     "finetune": _ALL_ROOMS | {"assembly", "predict"},
+    "soups": _ALL_ROOMS | {"predict"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
     "cli": _ALL_ROOMS | {"predict", "finetune", "preflight"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"predict", "finetune"},
+    "__init__": _ALL_ROOMS | {"predict", "finetune", "soups"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vit_finetune.common.errors import RequestError, VitFinetuneError
+from vit_finetune.common.errors import VitFinetuneError
+
+if TYPE_CHECKING:
+    from vit_finetune.data import Splits
 
 app = typer.Typer(
     help="From any pretrained ViT checkpoint to a classifier for your own images.",
@@ -109,17 +112,15 @@ def evaluate(
         print(f"  {row['class']:<{width}}  {share}  {row['num_correct']} of {row['num_samples']}")
 
 
-def _data_section(model: str, data: list[str]) -> str | dict[str, Any]:
-    """Return the folder or the data section that the arguments of `evaluate` mean."""
-    from vit_finetune.recipe import apply_override, read_recipe
+def _data_section(model: str, data: list[str]) -> str | dict[str, Any] | Splits:
+    """Return the folder, the data section or the run's own splits that the arguments of `evaluate` mean."""
+    from vit_finetune.predict import run_splits
+    from vit_finetune.recipe import apply_override
 
     if len(data) == 1 and "=" not in data[0]:
         return data[0]
     if not data:
-        if not (Path(model) / "config.yaml").is_file():
-            raise RequestError(f"{model} is no run that knows its data; give a folder of class folders")
-        section: dict[str, Any] = read_recipe(model)["data"]
-        return section
+        return run_splits(model)
     values: dict[str, Any] = {}
     for text in data:
         apply_override(values, text if text.startswith("data.") else f"data.{text}")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
-from vit_finetune.config import DataConfig
+from vit_finetune.config import Config, DataConfig
 from vit_finetune.data import ImageSet, Splits, decode_image, find_images, load_folder, load_splits
 from vit_finetune.data.loader import eval_batches
 from vit_finetune.data.transforms import build_eval_transform
@@ -25,11 +25,14 @@ from vit_finetune.evaluation import EvalResult, Predictions, score
 from vit_finetune.models import Backbone
 from vit_finetune.weights import from_pretrained
 
-__all__ = ["EvalResult", "Predictions", "Predictor", "evaluate", "model_source", "open_splits"]
+__all__ = ["EvalResult", "Predictions", "Predictor", "evaluate", "model_source", "open_splits", "run_splits"]
+
+SOUP_FILE = "soup.json"  # beside model/ in the folder of a blend of runs
 
 if TYPE_CHECKING:
     Picture: TypeAlias = str | Path | Image.Image | np.ndarray
     Model: TypeAlias = "str | Path | Backbone | FinishedRun"
+    Data: TypeAlias = str | Path | Mapping[str, Any] | DataConfig | Splits | ImageSet
 
 
 class FinishedRun(Protocol):
@@ -136,7 +139,7 @@ def model_source(run_or_model: str | Path | FinishedRun) -> str:
     if not isinstance(run_or_model, (str, Path)):
         run_or_model = run_or_model.run_dir
     path = Path(run_or_model)
-    if not (path / "config.yaml").is_file():
+    if not (path / "config.yaml").is_file() and not (path / SOUP_FILE).is_file():
         return str(run_or_model)
     if not (path / "model").is_dir():
         raise RequestError(
@@ -147,7 +150,7 @@ def model_source(run_or_model: str | Path | FinishedRun) -> str:
 
 def evaluate(
     run_or_model: Model,
-    data: str | Path | Mapping[str, Any] | DataConfig | Splits | ImageSet,
+    data: Data,
     *,
     split: str | None = None,
     predictor: Predictor | None = None,
@@ -167,7 +170,7 @@ def evaluate(
         RequestError: the pictures have a class that the model does not know, or no such split.
     """
     predictor = predictor or Predictor(run_or_model)
-    pictures = _labelled(data, split, predictor.class_names)
+    pictures = labelled_pictures(data, split, predictor.class_names)
     batches = eval_batches(pictures, build_eval_transform(predictor.preprocess), batch_size=predictor.batch_size)
     return score(
         predictor.model,
@@ -179,10 +182,17 @@ def evaluate(
     )
 
 
-def _labelled(
-    data: str | Path | Mapping[str, Any] | DataConfig | Splits | ImageSet, split: str | None, class_names: Sequence[str]
-) -> ImageSet:
-    """Return labelled pictures whose labels index the model's `class_names`."""
+def labelled_pictures(data: Data, split: str | None, class_names: Sequence[str]) -> ImageSet:
+    """Return labelled pictures whose labels index the model's `class_names`.
+
+    Args:
+        data: what `evaluate` takes.
+        split: train, val or test; None takes test if there is one, else val.
+        class_names: K names.
+
+    Raises:
+        RequestError: the pictures have a class that the model does not know, or no such split.
+    """
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, (str, Path)):
@@ -206,6 +216,18 @@ def _split_folder(root: Path, split: str | None) -> Path:
     if (root / "train").is_dir():
         return next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
     return root
+
+
+def run_splits(run_dir: str | Path) -> Splits:
+    """Open the pictures of a run, split as the run split them.
+
+    Raises:
+        RequestError: this is no run's folder, or its data is not there any more.
+    """
+    if not (Path(run_dir) / "config.yaml").is_file():
+        raise RequestError(f"{run_dir} is no run that knows its data; give a folder of class folders")
+    config = Config.load(run_dir)
+    return open_splits(config.data, seed=config.run.seed)
 
 
 def open_splits(data: Mapping[str, Any] | DataConfig, *, seed: int = 0) -> Splits:
