@@ -14,7 +14,7 @@ from vit_finetune import Config, evaluate, finetune
 from vit_finetune.assembly import build_model
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.seeding import derive_seed
-from vit_finetune.predict import run_splits
+from vit_finetune.pictures import run_splits
 
 
 @pytest.fixture(scope="module")

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         list_models,
         replace_head,
     )
-    from vit_finetune.predict import Predictor, evaluate
+    from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.weights import (
         ConversionReport,
@@ -66,6 +66,7 @@ __all__ = [
     "create_model",
     "detect_format",
     "evaluate",
+    "evaluate_corrupted",
     "export_model_folder",
     "finetune",
     "from_pretrained",
@@ -90,7 +91,7 @@ _ROOMS = {
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
-    "predict": ("Predictor", "evaluate"),
+    "predict": ("Predictor", "evaluate", "evaluate_corrupted"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "weights": (
         "ConversionReport",

@@ -16,6 +16,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
+from vit_finetune.data.corruptions import Corruption, over_corruptions
 from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, train_batches
 from vit_finetune.data.transforms import build_eval_transform, build_train_transform
 from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, wise_ft_blend
@@ -185,13 +186,30 @@ class Feeder:
         val = self.splits.val
         return None if val is None else lambda: self.score(model, val)
 
-    def score(self, model: Backbone, pictures: ImageSet, *, keep_predictions: bool = False) -> EvalResult:
+    def score_corrupted(self, model: Backbone, pictures: ImageSet) -> dict[str, Any]:
+        """Score every picture under every corruption."""
+        return over_corruptions(lambda corruption: self.score(model, pictures, corruption=corruption).metrics)
+
+    def score(
+        self,
+        model: Backbone,
+        pictures: ImageSet,
+        *,
+        keep_predictions: bool = False,
+        corruption: Corruption | None = None,
+    ) -> EvalResult:
         """Score every picture once over all processes."""
         size = self.config.evaluation.batch_size
         size = self.plan.per_device_batch_size if isinstance(size, str) else size
         return score(
             model,
-            eval_batches(pictures, build_eval_transform(self.preprocess), batch_size=size, **self._share()),
+            eval_batches(
+                pictures,
+                build_eval_transform(self.preprocess, corruption=corruption),
+                batch_size=size,
+                seed=0 if corruption is None else corruption.seed(self.plan.seed),
+                **self._share(),
+            ),
             class_names=self.splits.class_names,
             num_expected=len(pictures),
             accelerator=self.accelerator,

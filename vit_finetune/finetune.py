@@ -19,6 +19,7 @@ from vit_finetune.common.machine import environment
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.evaluation import Blend, write_evaluation
 from vit_finetune.export import export_model_folder
@@ -176,6 +177,9 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     blend = blend_with_start(config, model, feeder, load_start(run_dir)) if config.train.wise_ft else None
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
     result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True)
+    corrupted = None
+    if config.evaluation.corruptions and pictures is not None:
+        corrupted = feeder.score_corrupted(model, pictures)
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, plan.num_steps)
 
@@ -188,12 +192,16 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final_split, class_names=names)
             summary = {"split": final_split, **result.metrics, "num_samples": result.num_samples, **summary}
             summary["per_class"] = result.per_class
+        if corrupted is not None:
+            summary["corruptions"] = corrupted
         if blend is not None:
             summary["wise_ft"] = {"alpha": blend.chosen, "val": list(blend.rows)}
         write_json(run_dir / "metrics.json", summary)
 
     on_main(accelerator, write)
     accelerator.end_training()
+    if corrupted is not None:
+        console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, config.evaluation.metric)))
     console.say(*_end_screen(finished, final_split, blend))
     return finished
 

@@ -20,7 +20,7 @@ from vit_finetune.training.checkpoint import load_checkpoint, saved_steps
 from vit_finetune.weights.averaging import average_state_dicts, check_alike
 
 if TYPE_CHECKING:
-    from vit_finetune.predict import Data
+    from vit_finetune.pictures import Data
     from vit_finetune.soups.kitchen import Ingredient
 
 

@@ -18,13 +18,14 @@ from vit_finetune.data.manifest import trained_on
 from vit_finetune.evaluation import Blend
 from vit_finetune.export import export_model_folder
 from vit_finetune.models import Backbone
-from vit_finetune.predict import SOUP_FILE, FinishedRun, Predictor, evaluate, labelled_pictures, run_splits
+from vit_finetune.pictures import labelled_pictures, run_splits
+from vit_finetune.predict import SOUP_FILE, FinishedRun, Predictor, evaluate
 from vit_finetune.weights.averaging import average_state_dicts, check_alike
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
-    from vit_finetune.predict import Data
+    from vit_finetune.pictures import Data
 
     Ingredient: TypeAlias = str | Path | FinishedRun
 
