@@ -37,12 +37,14 @@ _ALL_ROOMS = set(_ROOMS_BELOW)
 MAY_IMPORT: dict[str, set[str]] = {
     **_ROOMS_BELOW,
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
-    "predict": _ALL_ROOMS,
+    "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
+    "predict": _ALL_ROOMS | {"pictures"},
     "finetune": _ALL_ROOMS | {"assembly", "predict"},
+    "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
-    "cli": _ALL_ROOMS | {"predict", "finetune", "preflight"},
+    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"predict", "finetune"},
+    "__init__": _ALL_ROOMS | {"predict", "finetune", "soups"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}

@@ -67,6 +67,30 @@ def test_train__tells_the_whole_story(say: Any, recipe: Path, tmp_path: Path) ->
     assert (tmp_path / "elsewhere" / "model" / "model.safetensors").is_file()
 
 
+def test_evaluate__corruptions_are_the_runs_own(say: Any, pictures: Path, tmp_path: Path) -> None:
+    """`evaluate --corruptions` finds again what the run wrote with `evaluation.corruptions`, at the run's seed."""
+    config = tiny_config(pictures, tmp_path / "run", train={"steps": 2}, evaluation={"corruptions": True})
+    config["run"]["seed"] = 3
+    run = finetune(config).run_dir
+    told = json.loads((run / "metrics.json").read_text())["corruptions"]
+    assert len(told["rows"]) == 9
+    found = json.loads(say("evaluate", run, "--corruptions", "--json").out)["corruptions"]
+    for before, after in zip(told["rows"], found["rows"], strict=True):
+        assert after == pytest.approx(before, abs=1e-5)
+    shown = say("evaluate", run, "--corruptions").out
+    assert f"mean   accuracy {told['mean']['accuracy']:.4f}" in shown
+    assert f"corrupt  mean   accuracy {told['mean']['accuracy']:.4f}" in (run / "run.log").read_text()
+
+
+def test_evaluate__scores_the_pictures_that_the_run_held_out(say: Any, pictures: Path, tmp_path: Path) -> None:
+    """What is held out follows from the run's seed, so `evaluate RUN` gives the run's own figures at any seed."""
+    config = tiny_config(pictures / "train", tmp_path / "run", train={"steps": 2})
+    config["run"]["seed"] = 3
+    run = finetune(config)
+    figures = json.loads(say("evaluate", run.run_dir, "--json").out)
+    assert figures["loss"] == pytest.approx(run.metrics["loss"], abs=1e-6)
+
+
 def test_evaluate__scores_a_folder_and_the_runs_own_split(say: Any, finished: RunResult, pictures: Path) -> None:
     """`evaluate` gives the run's own figures again, for its held-out split, a folder and a data section."""
     run = finished.run_dir

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
         list_models,
         replace_head,
     )
-    from vit_finetune.predict import Predictor, evaluate
+    from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted
+    from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.weights import (
         ConversionReport,
         LoadReport,
+        average_state_dicts,
         convert_checkpoint,
         convert_state_dict,
         detect_format,
@@ -52,23 +54,30 @@ __all__ = [
     "PreprocessSpec",
     "RequestError",
     "RunResult",
+    "SoupResult",
     "ViTConfig",
     "VisionTransformer",
     "WorkError",
     "attention_maps",
+    "average_checkpoints",
+    "average_state_dicts",
     "convert_checkpoint",
     "convert_state_dict",
     "create_model",
     "detect_format",
     "evaluate",
+    "evaluate_corrupted",
     "export_model_folder",
     "finetune",
     "from_pretrained",
+    "greedy_soup",
     "inspect_checkpoint",
     "list_models",
     "load_pretrained",
     "load_splits",
     "replace_head",
+    "uniform_soup",
+    "wise_ft",
     "write_demo_digits",
 ]
 
@@ -82,10 +91,12 @@ _ROOMS = {
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
-    "predict": ("Predictor", "evaluate"),
+    "predict": ("Predictor", "evaluate", "evaluate_corrupted"),
+    "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "weights": (
         "ConversionReport",
         "LoadReport",
+        "average_state_dicts",
         "convert_checkpoint",
         "convert_state_dict",
         "detect_format",

@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
+from vit_finetune.data.corruptions import Corruption, over_corruptions
 from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, train_batches
 from vit_finetune.data.transforms import build_eval_transform, build_train_transform
-from vit_finetune.evaluation import EvalResult, score
+from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, wise_ft_blend
 from vit_finetune.models import Backbone, create_model, replace_head
 from vit_finetune.training import TrainPlan, micro_batch, steps_in
 from vit_finetune.tuning import Tuned
@@ -84,6 +87,8 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator) -> Train
     if config.evaluation.metric == "top5" and len(splits.class_names) < 5:
         classes = len(splits.class_names)
         raise RequestError(f"evaluation.metric top5 says nothing about {classes} classes; use accuracy")
+    if config.train.wise_ft and splits.val is None:
+        raise RequestError("train.wise_ft chooses on val pictures, and there are none; give data.val_split, or drop it")
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
     schedule, evaluation = config.schedule, config.evaluation
@@ -106,6 +111,29 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator) -> Train
         mixed_precision=accelerator.mixed_precision,
         seed=config.run.seed,
     )
+
+
+def blend_with_start(config: Config, model: Backbone, feeder: Feeder, start: Mapping[str, Tensor]) -> Blend:
+    """Put the best point between the weights before and after fine-tuning into the network, on every process alike.
+
+    Args:
+        config: says which points, and the metric that decides on val.
+        model: with the weights after fine-tuning; it is changed.
+        feeder: of the run.
+        start: the weights before.
+    """
+    alphas = WISE_FT_ALPHAS if config.train.wise_ft is True else config.train.wise_ft or ()
+    score_val = feeder.val_scorer(model)
+    assert score_val is not None  # `make_plan` refuses a run without a val split
+
+    def score_of(state: Mapping[str, Tensor]) -> dict[str, float]:
+        model.load_state_dict(state)
+        return score_val().metrics
+
+    end = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
+    blend = wise_ft_blend(start, end, score=score_of, metric=config.evaluation.metric, alphas=alphas)
+    model.load_state_dict(blend.state)
+    return blend
 
 
 @dataclass(frozen=True)
@@ -158,13 +186,30 @@ class Feeder:
         val = self.splits.val
         return None if val is None else lambda: self.score(model, val)
 
-    def score(self, model: Backbone, pictures: ImageSet, *, keep_predictions: bool = False) -> EvalResult:
+    def score_corrupted(self, model: Backbone, pictures: ImageSet) -> dict[str, Any]:
+        """Score every picture under every corruption."""
+        return over_corruptions(lambda corruption: self.score(model, pictures, corruption=corruption).metrics)
+
+    def score(
+        self,
+        model: Backbone,
+        pictures: ImageSet,
+        *,
+        keep_predictions: bool = False,
+        corruption: Corruption | None = None,
+    ) -> EvalResult:
         """Score every picture once over all processes."""
         size = self.config.evaluation.batch_size
         size = self.plan.per_device_batch_size if isinstance(size, str) else size
         return score(
             model,
-            eval_batches(pictures, build_eval_transform(self.preprocess), batch_size=size, **self._share()),
+            eval_batches(
+                pictures,
+                build_eval_transform(self.preprocess, corruption=corruption),
+                batch_size=size,
+                seed=0 if corruption is None else corruption.seed(self.plan.seed),
+                **self._share(),
+            ),
             class_names=self.splits.class_names,
             num_expected=len(pictures),
             accelerator=self.accelerator,

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vit_finetune.common.errors import RequestError, VitFinetuneError
+from vit_finetune.common.errors import VitFinetuneError
+
+if TYPE_CHECKING:
+    from vit_finetune.data import Splits
 
 app = typer.Typer(
     help="From any pretrained ViT checkpoint to a classifier for your own images.",
@@ -87,6 +90,9 @@ def evaluate(
     ] = None,
     *,
     split: Annotated[str | None, typer.Option(help="train, val or test; test if there is one, else val.")] = None,
+    corruptions: Annotated[
+        bool, typer.Option("--corruptions", help="Score under blur, noise and JPEG at three strengths too.")
+    ] = False,
     device: Device = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -98,28 +104,38 @@ def evaluate(
     from vit_finetune.predict import evaluate as score
 
     predictor = Predictor(model, device=device)
-    result = score(model, _data_section(model, data or []), split=split, predictor=predictor)
+    section = _data_section(model, data or [])
+    result = score(model, section, split=split, predictor=predictor)
+    told: dict[str, Any] = {**result.metrics, "num_samples": result.num_samples, "per_class": result.per_class}
+    if corruptions:
+        from vit_finetune.pictures import run_seed
+        from vit_finetune.predict import evaluate_corrupted
+
+        seed = run_seed(model)
+        told["corruptions"] = evaluate_corrupted(model, section, split=split, seed=seed, predictor=predictor)
     if as_json:
-        print(json.dumps({**result.metrics, "num_samples": result.num_samples, "per_class": result.per_class}))
+        print(json.dumps(told))
         return
     print(f"{result.num_samples} pictures  " + "  ".join(f"{key} {value:.4f}" for key, value in result.metrics.items()))
     width = max(len(row["class"]) for row in result.per_class)
     for row in result.per_class:
         share = "  none" if row["accuracy"] is None else f"{row['accuracy']:6.4f}"
         print(f"  {row['class']:<{width}}  {share}  {row['num_correct']} of {row['num_samples']}")
+    if corruptions:
+        from vit_finetune.data.corruptions import corruption_lines
+
+        print("\n".join(corruption_lines(told["corruptions"], next(key for key in result.metrics if key != "loss"))))
 
 
-def _data_section(model: str, data: list[str]) -> str | dict[str, Any]:
-    """Return the folder or the data section that the arguments of `evaluate` mean."""
-    from vit_finetune.recipe import apply_override, read_recipe
+def _data_section(model: str, data: list[str]) -> str | dict[str, Any] | Splits:
+    """Return the folder, the data section or the run's own splits that the arguments of `evaluate` mean."""
+    from vit_finetune.pictures import run_splits
+    from vit_finetune.recipe import apply_override
 
     if len(data) == 1 and "=" not in data[0]:
         return data[0]
     if not data:
-        if not (Path(model) / "config.yaml").is_file():
-            raise RequestError(f"{model} is no run that knows its data; give a folder of class folders")
-        section: dict[str, Any] = read_recipe(model)["data"]
-        return section
+        return run_splits(model)
     values: dict[str, Any] = {}
     for text in data:
         apply_override(values, text if text.startswith("data.") else f"data.{text}")

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vit_finetune.assembly import Feeder, build_model, flat, make_plan, preprocess_of, start_screen
+from vit_finetune.assembly import Feeder, blend_with_start, build_model, flat, make_plan, preprocess_of, start_screen
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.machine import environment
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.manifest import manifest_hash, write_manifest
-from vit_finetune.evaluation import write_evaluation
+from vit_finetune.evaluation import Blend, write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.models import Backbone
 from vit_finetune.predict import open_splits
@@ -36,7 +38,7 @@ from vit_finetune.training import (
     set_threads,
     start_accelerator,
 )
-from vit_finetune.training.checkpoint import load_checkpoint
+from vit_finetune.training.checkpoint import load_checkpoint, load_start, save_start
 from vit_finetune.tuning import apply_tuning
 from vit_finetune.weights import own_memory
 
@@ -110,7 +112,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     # Every derived number, told and saved before the first step.
     plan = make_plan(config, splits, accelerator)
     facts = {"plan": plan.to_mapping(), "environment": environment(), "load_report": report.to_mapping()}
-    on_main(accelerator, lambda: _open(run_dir, config, facts, resuming=resuming))
+    start = model.state_dict() if config.train.wise_ft else None
+    on_main(accelerator, lambda: _open(run_dir, config, facts, start, resuming=resuming))
     console.log_to(run_dir / "run.log")
     place = f"{accelerator.device}, {threads} threads"
     console.say(*start_screen(config, model=model, report=report, tuned=tuned, splits=splits, plan=plan, place=place))
@@ -171,8 +174,12 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
     model.load_state_dict(load_checkpoint(run_dir / "checkpoints", best_step).model)
+    blend = blend_with_start(config, model, feeder, load_start(run_dir)) if config.train.wise_ft else None
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
     result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True)
+    corrupted = None
+    if config.evaluation.corruptions and pictures is not None:
+        corrupted = feeder.score_corrupted(model, pictures)
     model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, plan.num_steps)
 
@@ -185,11 +192,17 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final_split, class_names=names)
             summary = {"split": final_split, **result.metrics, "num_samples": result.num_samples, **summary}
             summary["per_class"] = result.per_class
+        if corrupted is not None:
+            summary["corruptions"] = corrupted
+        if blend is not None:
+            summary["wise_ft"] = {"alpha": blend.chosen, "val": list(blend.rows)}
         write_json(run_dir / "metrics.json", summary)
 
     on_main(accelerator, write)
     accelerator.end_training()
-    console.say(*_end_screen(finished, final_split))
+    if corrupted is not None:
+        console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, config.evaluation.metric)))
+    console.say(*_end_screen(finished, final_split, blend))
     return finished
 
 
@@ -203,20 +216,31 @@ def _prepare_manifest(splits: Splits, run_dir: Path, *, resuming: bool) -> str:
     return manifest_hash(splits) if resuming else write_manifest(splits, _pending_manifest(run_dir))
 
 
-def _open(run_dir: Path, config: Config, facts: Mapping[str, Any], *, resuming: bool) -> None:
+def _open(
+    run_dir: Path,
+    config: Config,
+    facts: Mapping[str, Any],
+    start: Mapping[str, Tensor] | None,
+    *,
+    resuming: bool,
+) -> None:
     """Make the run's folder and write into it what is known before the first step."""
     if not resuming:
         with new_run_folder(run_dir) as folder:
             write_text(folder / "config.yaml", config.to_yaml())
             _pending_manifest(run_dir).replace(folder / "manifest.parquet")
+            if start is not None:
+                save_start(folder, start)
     for name, values in facts.items():
         write_json(run_dir / f"{name}.json", values)
 
 
-def _end_screen(result: RunResult, split: str) -> list[str]:
+def _end_screen(result: RunResult, split: str, blend: Blend | None) -> list[str]:
     """Return what came out and what to type next."""
     figures = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    blended = [] if blend is None else [f"wise_ft  alpha {blend.chosen:g} is the best of {len(blend.rows)} on val"]
     return [
+        *blended,
         f"done     step {result.best_step} is the best; {split}: {figures}" if figures else "done",
         f"model    {result.run_dir / 'model'}   (timm and transformers open this folder)",
         f"next     vit-finetune predict {result.run_dir} PICTURE_OR_FOLDER...",

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vit_finetune.config.kinds import Duration, PositiveFloat, PositiveInt, Rate
+from vit_finetune.config.kinds import Duration, Fraction, PositiveFloat, PositiveInt, Rate
 from vit_finetune.recipe import Section
 
 
@@ -53,6 +53,9 @@ class TrainConfig(Section):
     """Recompute each block in the backward pass: less memory, more time, same numbers."""
     compile: bool = False
     """torch.compile the network; needs a compiler that torch finds."""
+    wise_ft: bool | tuple[Fraction, ...] = False
+    """At the end, score points between the weights before and after fine-tuning on val and keep the best (WiSE-FT): the
+    shares of the fine-tuned weights, or true for 0, 0.1, ..., 1. Never worse on val than without."""
 
     @model_validator(mode="after")
     def _one_clock(self) -> TrainConfig:

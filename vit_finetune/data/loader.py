@@ -174,6 +174,7 @@ def eval_batches(
     transform: Transform,
     *,
     batch_size: int,
+    seed: int = 0,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
@@ -185,6 +186,7 @@ def eval_batches(
         image_set: what to evaluate.
         transform: the evaluation transform.
         batch_size: the largest batch.
+        seed: decides, with a picture's index, what a transform draws at random; evaluation's draws nothing.
         rank: which process this is, from 0.
         world_size: how many processes there are.
         num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
@@ -203,7 +205,7 @@ def eval_batches(
         _Request(0, np.zeros_like(part), part, is_last=True)
         for part in (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
     )
-    results = _run(_Worker(image_set, transform, 0), requests, num_workers, pin_memory)
+    results = _run(_Worker(image_set, transform, seed), requests, num_workers, pin_memory)
     return (result.batch for result in results)
 
 

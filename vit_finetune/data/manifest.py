@@ -50,6 +50,16 @@ def write_manifest(splits: Splits, path: Path) -> str:
     return digest
 
 
+def trained_on(path: Path) -> set[tuple[str, str]]:
+    """Return (name, sha256) of every training picture of a manifest that was written.
+
+    Args:
+        path: of `write_manifest`.
+    """
+    rows = pq.read_table(path, columns=["split", "name", "sha256"]).to_pylist()
+    return {(row["name"], row["sha256"]) for row in rows if row["split"] == "train"}
+
+
 def manifest_hash(splits: Splits) -> str:
     """Return a digest that changes with any picture's split, name, class or bytes, or with their order.
 
