@@ -39,7 +39,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predict": _ALL_ROOMS | {"pictures"},
-    "finetune": _ALL_ROOMS | {"assembly", "predict"},
+    "ladder": _ALL_ROOMS | {"predict"},
+    "finetune": _ALL_ROOMS | {"assembly", "predict", "ladder"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
     "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight"},

@@ -44,17 +44,26 @@ def build_model(config: Config, splits: Splits) -> tuple[Backbone, LoadReport]:
         "attn_drop_rate": section.attn_drop_rate,
     }
     overrides = {key: value for key, value in asked.items() if value is not None} | section.overrides
+    keeps_head = section.head_init == "pretrained"
+    init = "zeros" if section.head_init == "pretrained" else section.head_init
     if section.pretrained is not None:
-        return from_pretrained(
+        model, report = from_pretrained(
             section.pretrained,
             name=section.name,
-            num_classes=num_classes,
-            head_init=section.head_init,
+            num_classes=None if keeps_head else num_classes,
+            head_init=init,
             pos_embed=section.pos_embed,
             **overrides,
         )
+        if keeps_head and report.class_names != splits.class_names:
+            raise RequestError(
+                f"model.head_init pretrained: {section.pretrained} has a head for "
+                f"{', '.join(report.class_names or ['classes without names'])}, and the data has the classes "
+                f"{', '.join(splits.class_names)}; use model.head_init zeros for a new head"
+            )
+        return model, report
     name = section.name or ""  # the configuration refuses random weights without a name
-    model = replace_head(create_model(name, **overrides), num_classes, init=section.head_init)
+    model = replace_head(create_model(name, **overrides), num_classes, init=init)
     chans, size = model.config.in_chans, model.config.img_size
     spec = PreprocessSpec(input_size=(chans, *size), mean=(0.5,) * chans, std=(0.5,) * chans, source="random weights")
     return model, LoadReport(

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vit_finetune.assembly import Feeder, blend_with_start, build_model, flat, make_plan, preprocess_of, start_screen
+from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.machine import environment
 from vit_finetune.common.seeding import derive_seed
@@ -23,6 +24,7 @@ from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.evaluation import Blend, write_evaluation
 from vit_finetune.export import export_model_folder
+from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
 from vit_finetune.predict import open_splits
 from vit_finetune.training import (
@@ -63,7 +65,12 @@ class RunResult:
 
 
 def finetune(  # noqa: PLR0915 - the one long function: a story is told in one piece
-    config: Config | Mapping[str, Any] | str | Path, *, resume: bool = False, overwrite: bool = False
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    replay: str | Path | None = None,
+    data: Splits | None = None,
 ) -> RunResult:
     """Fine-tune a network as configured and return the best one.
 
@@ -71,6 +78,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         config: a Config, a mapping of its sections, a YAML file or the name of a shipped recipe.
         resume: go on with the run in `run.dir`; starts it where there is none, returns it where it is done.
         overwrite: replace the run in `run.dir`.
+        replay: plan.json of a run under `train.budget`, whose decisions are taken over, so that its result repeats.
+        data: the pictures, already opened; None opens what `config.data` names.
 
     Returns:
         The finished run.
@@ -81,6 +90,11 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     """
     config = Config.load(config)
     run_dir = Path(config.run.dir)
+    if config.train.budget is not None:
+        climbed = climb(config, train=finetune, resume=resume, overwrite=overwrite, replay=replay, data=data)
+        return RunResult(run_dir, climbed.model, climbed.metrics, climbed.best_step, climbed.num_steps)
+    if replay is not None:
+        raise RequestError("a plan replays a run under train.budget; this one trains for steps or epochs, which repeat")
 
     # Processes, device, precision. Nothing is written before everything below has been found to fit.
     accelerator = start_accelerator(
@@ -96,7 +110,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     resuming = on_main(accelerator, lambda: check_run_folder(run_dir, values, resume=resume, overwrite=overwrite))
 
     # Pictures, with one class map over all splits.
-    splits = open_splits(config.data, seed=config.run.seed)
+    splits = data or open_splits(config.data, seed=config.run.seed)
     data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, run_dir, resuming=resuming))
 
     # The network: pretrained weights, a new head, what trains.

@@ -1,7 +1,7 @@
 """What a run under a budget decided, as it was decided: the one place where the clock leaves a trace.
 
     plan.json   {"budget": "10m", "config": {...}, "data": DIGEST, "num_threads": 2, "num_processes": 1,
-                 "decisions": [{"rung": "knn", "decision": "run", ...}, ...]}
+                 "pace": {...}, "decisions": [{"rung": "knn", "decision": "run", ...}, ...]}
 
 A decision that stands in the file is kept: by a resumed run, and by a replay, which is given the file. So a replay is
 a function of (configuration, data, file), like any run is one of (configuration, data).
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,7 @@ class Log:
         data: digest of the pictures.
         num_threads: CPU threads per process; a resumed run and a replay take it over, since sums depend on it.
         num_processes: processes that share the run.
+        pace: seconds that were measured, of `Pace`; None before the first rung was climbed.
         decisions: in the order they were made.
     """
 
@@ -71,7 +72,8 @@ class Log:
     data: str
     num_threads: int
     num_processes: int
-    decisions: tuple[Decision, ...] = field(default=())
+    pace: Mapping[str, float | None] | None = None
+    decisions: tuple[Decision, ...] = ()
 
     def of(self, rung: str) -> Decision | None:
         """Return what was decided about a rung, or None."""

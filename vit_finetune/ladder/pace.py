@@ -7,11 +7,12 @@ decoding, optimizer, processes and checkpoints are all in it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+
+import numpy as np
 
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.training.journal import Journal
@@ -20,8 +21,9 @@ PILOT_STEPS = 4
 _PILOT_PICTURES = 32
 # Steps are not equally long, other work runs on the machine, and a cut rung is worth nothing: this much is kept back.
 SAFETY = 1.15
-# A backward pass costs two forward passes; before steps are measured, a step is taken to cost at least this.
-_FORWARDS_PER_STEP = 3.0
+# A step costs three forward passes or more. Before steps are measured a forward pass is a high guess, since the first
+# rung's loading is in it, so a step is taken for less: a rung that may fit is measured, not skipped.
+_FORWARDS_PER_STEP = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,18 +31,25 @@ class Pace:
     """Measured seconds.
 
     Attributes:
+        first: of the first rung, which reads every training and val picture through the network once.
         overhead: of a run beside its steps and its scoring: opening data and weights, writing the model.
         forward: per picture that is scored.
         step: per optimizer step of the whole network; None before it was measured.
     """
 
+    first: float
     overhead: float
     forward: float
     step: float | None = None
 
+    @classmethod
+    def of_first_rung(cls, seconds: float, pictures: int) -> Pace:
+        """Return what the first rung shows: its seconds, all of them taken for forward passes over its pictures."""
+        return cls(first=seconds, overhead=0.0, forward=seconds / pictures)
+
     def scoring(self, pictures: int) -> float:
         """Return the seconds to score so many pictures once, and to write what came out."""
-        return self.overhead + pictures * self.forward
+        return SAFETY * (self.overhead + pictures * self.forward)
 
     def training(self, num_steps: int, *, pictures_per_step: int, num_scored: int) -> float:
         """Return the seconds of a training run.
@@ -72,29 +81,24 @@ def pilot_splits(splits: Splits) -> Splits:
     """Return splits with all training pictures and a few to score, for a probe that costs seconds."""
     if splits.val is None:
         raise AssertionError("a budget is refused without a val split")
-    some = range(min(_PILOT_PICTURES, len(splits.val)))
-    few = ImageSet(splits.val.store.take(_array(some)), splits.val.labels[: len(some)])
+    count = min(_PILOT_PICTURES, len(splits.val))
+    few = ImageSet(splits.val.store.take(np.arange(count)), splits.val.labels[:count])
     return Splits(train=splits.train, val=few, test=None, class_names=splits.class_names)
 
 
-def _array(places: range) -> Any:
-    import numpy as np
-
-    return np.arange(places.start, places.stop, dtype=np.int64)
-
-
-def read_pilot(run_dir: Path, *, seconds: float, num_val: int) -> Pace:
+def read_pilot(run_dir: Path, *, first: float, seconds: float, num_val: int) -> Pace:
     """Return the pace that a finished probe shows.
 
     Args:
+        first: seconds of the first rung.
         run_dir: of the probe.
         seconds: that it took as a whole.
         num_val: pictures that it scored each time: at its last step, and as its result.
     """
-    rows: list[Mapping[str, Any]] = Journal(run_dir / "timing.jsonl").rows()
+    rows = Journal(run_dir / "timing.jsonl").rows()
     steps = [row["seconds"] for row in rows if "seconds" in row]
     scored = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row]
     step = median(steps[1:] or steps)  # the first step makes buffers, and is of no other step's length
     forward = sum(scored) / max(1, num_val * len(scored))
     overhead = max(0.0, seconds - sum(steps) - 2 * sum(scored))
-    return Pace(overhead=overhead, forward=forward, step=step)
+    return Pace(first=first, overhead=overhead, forward=forward, step=step)

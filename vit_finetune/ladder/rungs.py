@@ -1,0 +1,115 @@
+"""The rungs of the ladder, as data: what each one tries, from the cheapest up, and the run that it is.
+
+A rung is an ordinary run in a folder of its own, with the recipe's sections and a few of its own laid over them. So it
+resumes, checks and reports as every run does.
+
+Sources: linear probing first, then fine-tuning from its head: Kumar et al. 2022 (arXiv 2202.10054). Starting again
+from the best weights with a fresh cosine: Loshchilov and Hutter 2016 (1608.03983). Averaging what was fine-tuned from
+one start: Wortsman et al. 2022 (2203.05482) and, with the start itself, 2021 (2109.01903).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from vit_finetune.config import Config
+from vit_finetune.ladder.decisions import Decision
+
+READOUT, TRAINING, BLEND = "readout", "training", "blend"
+_WARMUP = 0.1  # of the steps: what the MAE and BEiT recipes give of theirs, 5 epochs of 50 to 100, is of this size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rung:
+    """Something to try.
+
+    Attributes:
+        name: of its folder below `rungs/`, and in every table.
+        kind: READOUT (on frozen features), TRAINING (of the whole network) or BLEND (of what was trained).
+        what: for people.
+        passes: for a readout: what it takes, as a multiple of the first rung, which reads every picture once.
+        epochs: for training: the most passes over the training pictures.
+        share: for training: of the time left that it may take.
+        start: for training: names of rungs whose model it may start from, the most wanted first.
+        settings: sections of the run's configuration, laid over the recipe's.
+    """
+
+    name: str
+    kind: str
+    what: str
+    passes: float = 1.0
+    epochs: int = 0
+    share: float = 1.0
+    start: tuple[str, ...] = ()
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+def _readout(called: str, what: str, *, passes: float, **options: Any) -> Rung:
+    settings = {"tuning": {"mode": "readout"}, "readout": options}
+    return Rung(name=called, kind=READOUT, what=what, passes=passes, settings=settings)
+
+
+RUNGS = (
+    _readout("knn", "nearest neighbours of frozen features", passes=1.0, name="knn"),
+    _readout("logistic", "logistic regression on frozen features", passes=0.5, name="logistic"),
+    _readout("readout", "the best readout of frozen features, by cross-validation on train", passes=2.0, name="auto"),
+    Rung(
+        name="fine_tune",
+        kind=TRAINING,
+        what="the whole network, from the logistic regression's head",
+        epochs=10,
+        share=0.4,
+        start=("logistic",),
+    ),
+    Rung(
+        name="fine_tune_longer",
+        kind=TRAINING,
+        what="the whole network again, from where fine-tuning ended",
+        epochs=30,
+        start=("fine_tune", "logistic"),
+    ),
+    Rung(
+        name="blend",
+        kind=BLEND,
+        what="averages of what was trained, and with what it started from (soup, WiSE-FT)",
+        start=("logistic", "fine_tune", "fine_tune_longer"),
+    ),
+)
+
+
+def rung_dir(run_dir: Path, name: str) -> Path:
+    """Return the folder of a rung in a run's folder."""
+    return run_dir / "rungs" / name
+
+
+def rung_config(config: Config, rung: Rung, decision: Decision, *, num_threads: int) -> Config:
+    """Return the configuration of the run that a rung is.
+
+    Args:
+        config: of the run under a budget.
+        rung: a readout, or training.
+        decision: how many steps, and from which rung's model.
+        num_threads: CPU threads per process, settled.
+    """
+    run_dir = Path(config.run.dir)
+    values = config.model_dump(mode="json")
+    steps = decision.num_steps or 1
+    own: dict[str, Mapping[str, Any]] = {
+        "train": {"budget": None, "steps": steps},
+        "run": {"dir": str(rung_dir(run_dir, rung.name)), "num_threads": num_threads},
+        "checkpoint": {"keep_last": 1},
+    }
+    if rung.kind == TRAINING:
+        own["schedule"] = {"warmup_steps": math.ceil(_WARMUP * steps), "warmup_epochs": None}
+        if decision.starts_from is not None:
+            # Architecture, sizes and preprocessing are the folder's; what the recipe asked for is in it already.
+            start = str(rung_dir(run_dir, decision.starts_from) / "model")
+            own["model"] = {"pretrained": start, "name": None, "overrides": {}, "head_init": "pretrained"}
+    for section in (own, rung.settings):
+        for name, keys in section.items():
+            values[name] = {**values.get(name, {}), **keys}
+    return Config.load(values)
