@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vit_finetune.common.errors import VitFinetuneError
+from vit_finetune.common.errors import RequestError, VitFinetuneError
 
 if TYPE_CHECKING:
     from vit_finetune.data import Splits
@@ -54,31 +54,43 @@ def main() -> None:
 
 @app.command()
 def train(
-    recipe: Annotated[str, typer.Argument(help="A YAML file, the name of a shipped recipe, or a run's folder.")],
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, the name of a shipped recipe, a run's folder, or a folder of pictures.")
+    ],
     overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
     *,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Time for the whole run: 90s, 10m, 1h30m.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Repeat the run under a budget that wrote this plan.json.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in run.dir, or start it.")] = False,
     overwrite: Overwrite = False,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine that share the run.")] = 1,
 ) -> None:
     """Fine-tune a model as a recipe says.
 
-    Example: vit-finetune train image_folder data.root=./photos run.dir=runs/photos
+    A folder of pictures goes with the recipe image_folder into runs/NAME_OF_THE_FOLDER.
+
+    Example: vit-finetune train ./photos --budget 10m
     """
     from vit_finetune.config import Config
+    from vit_finetune.recipe import recipe_of_pictures
 
-    config = Config.load(recipe, overrides=overrides or [])
+    recipe, implied = recipe_of_pictures(recipe)
+    overrides = [*implied, *([f"train.budget={budget}"] if budget is not None else []), *(overrides or [])]
+    config = Config.load(recipe, overrides=overrides)
+    if budget is not None and config.train.budget != budget:
+        raise RequestError(f"--budget {budget} and train.steps or train.epochs contradict each other; give one of them")
     if num_processes > 1:
         from vit_finetune.training.launch import launch
 
         flags = ["--resume"] * resume + ["--overwrite"] * overwrite
-        code, message = launch(["train", recipe, *(overrides or []), *flags], num_processes=num_processes)
+        flags += ["--plan", str(plan)] if plan is not None else []
+        code, message = launch(["train", recipe, *overrides, *flags], num_processes=num_processes)
         if message is not None:
             print(f"error: {message}", file=sys.stderr)
         sys.exit(code)
     from vit_finetune.finetune import finetune
 
-    finetune(config, resume=resume, overwrite=overwrite)
+    finetune(config, resume=resume, overwrite=overwrite, replay=plan)
 
 
 @app.command()

@@ -144,6 +144,22 @@ def read_recipe(name: str | Path) -> dict[str, Any]:
     return values
 
 
+def recipe_of_pictures(name: str) -> tuple[str, list[str]]:
+    """Return the recipe that a command names, and the overrides that go with it.
+
+    Args:
+        name: what `find_recipe` takes, or a folder of pictures: that is the recipe image_folder on this folder, into
+            runs/NAME_OF_THE_FOLDER.
+    """
+    path = Path(name)
+    if not path.is_dir() or (path / "config.yaml").is_file() or name in shipped_recipes():
+        return name, []
+    root, run_dir = (
+        yaml.safe_dump(str(part), width=2**16).splitlines()[0] for part in (path, Path("runs", path.resolve().name))
+    )
+    return "image_folder", [f"data.root={root}", f"run.dir={run_dir}"]
+
+
 def apply_override(values: dict[str, Any], text: str) -> None:
     """Lay one `section.key=value` over `values`, which is changed.
 

@@ -17,7 +17,7 @@ from vit_finetune.data import Splits
 from vit_finetune.evaluation import Blend, greedy_blend, wise_ft_blend
 from vit_finetune.export import export_model_folder
 from vit_finetune.ladder.rungs import rung_dir
-from vit_finetune.ladder.telling import Row
+from vit_finetune.ladder.telling import PREDICTIONS, Row, write_predictions_of
 from vit_finetune.predict import Predictor, evaluate
 from vit_finetune.training import on_main
 from vit_finetune.weights.averaging import average_state_dicts
@@ -60,11 +60,15 @@ def blend(
 
         found, summary = _best_blend(ingredients, states, score, config.evaluation.metric)
         scorer.model.load_state_dict(found.state)
+        result = evaluate(scorer.model, splits, split="val", predictor=scorer)
         with atomic_folder(dst, replace=True) as folder:
+            if splits.val is not None:
+                write_predictions_of(splits.val, result, folder / PREDICTIONS, split="val", splits=splits)
             export_model_folder(
                 scorer.model, folder / "model", preprocess=scorer.preprocess, class_names=scorer.class_names
             )
-            write_json(folder / "metrics.json", {"split": "val", **found.metrics, "blend": summary})
+            figures = {"num_samples": result.num_samples, "per_class": result.per_class}
+            write_json(folder / "metrics.json", {"split": "val", **result.metrics, **figures, "blend": summary})
 
     on_main(accelerator, work)
 

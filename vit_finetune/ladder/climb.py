@@ -202,7 +202,7 @@ class _Climber:
     def situation(self) -> Situation:
         """Return what a decision rests on at this moment."""
         pace = None if self.log.pace is None else Pace(**self.log.pace)  # type: ignore[arg-type]
-        final = len(self.splits.test) if self.splits.test is not None else self.num_val
+        final = 0 if self.splits.test is None else len(self.splits.test)
         elapsed = self.now()
         return Situation(
             elapsed=round(elapsed, 3),
@@ -224,7 +224,7 @@ class _Climber:
         pilot = rung_dir(self.run_dir, _PILOT)
         few = pilot_splits(self.seen)
         decision = Decision(rung=_PILOT, decision=RUN, num_steps=PILOT_STEPS, reason="", elapsed_seconds=0.0)
-        config = rung_config(self.config, replace(rung, name=_PILOT), decision, num_threads=self.log.num_threads)
+        config = rung_config(self.config, replace(rung, name=_PILOT), decision, self.log)
         self.console.say(f"rung     {PILOT_STEPS} steps to see how long they take")
         on_main(self.accelerator, lambda: shutil.rmtree(pilot, ignore_errors=True))
         before = self.now()
@@ -246,7 +246,7 @@ class _Climber:
                     self.config, self.seen, self.accelerator, ingredients=ingredients, run_dir=self.run_dir, dst=folder
                 )
             else:
-                config = rung_config(self.config, rung, decision, num_threads=self.log.num_threads)
+                config = rung_config(self.config, rung, decision, self.log)
                 self.train(config, resume=True, data=self.seen)
         figures: dict[str, Any] = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         return {name: value for name, value in figures.items() if isinstance(value, float)}

@@ -15,7 +15,7 @@ from vit_finetune.ladder.rungs import BLEND, READOUT, Rung
 _LEAST_STEPS = 50
 # Where a rung's share of the time is less than so many epochs, it takes all that is left: two half runs are no run.
 _LEAST_EPOCHS_OF_A_SHARE = 2
-MOST_BLENDS = 8
+MOST_BLENDS = 9  # each of two trained, their mean, three shares and the end of the line, the chosen one again
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +46,10 @@ class Situation:
         return math.ceil(self.num_train / self.pictures_per_step)
 
     def training_seconds(self, num_steps: int) -> float:
-        """Return what a training run of so many steps takes: scored once an epoch, and its best once more."""
+        """Return what a training run of so many steps takes: val is scored at its last step, and for its figures."""
         if self.pace is None:
             raise AssertionError("the first rung is not predicted")
-        times = math.ceil(num_steps / self.steps_per_epoch) + 1
-        return self.pace.training(num_steps, pictures_per_step=self.pictures_per_step, num_scored=times * self.num_val)
+        return self.pace.training(num_steps, pictures_per_step=self.pictures_per_step, num_scored=2 * self.num_val)
 
 
 def decide(rung: Rung, now: Situation) -> Decision:

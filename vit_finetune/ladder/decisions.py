@@ -1,6 +1,6 @@
 """What a run under a budget decided, as it was decided: the one place where the clock leaves a trace.
 
-    plan.json   {"budget": "10m", "config": {...}, "data": DIGEST, "num_threads": 2, "num_processes": 1,
+    plan.json   {"budget": "10m", "config": {...}, "data": DIGEST, "num_threads": 2, "mixed_precision": "no", ...
                  "pace": {...}, "decisions": [{"rung": "knn", "decision": "run", ...}, ...]}
 
 A decision that stands in the file is kept: by a resumed run, and by a replay, which is given the file. So a replay is
@@ -62,6 +62,7 @@ class Log:
         config: the whole configuration as plain values.
         data: digest of the pictures.
         num_threads: CPU threads per process; a resumed run and a replay take it over, since sums depend on it.
+        mixed_precision: of training, settled; taken over likewise.
         num_processes: processes that share the run.
         pace: seconds that were measured, of `Pace`; None before the first rung was climbed.
         decisions: in the order they were made.
@@ -71,6 +72,7 @@ class Log:
     config: Mapping[str, Any]
     data: str
     num_threads: int
+    mixed_precision: str
     num_processes: int
     pace: Mapping[str, float | None] | None = None
     decisions: tuple[Decision, ...] = ()
@@ -121,7 +123,7 @@ def check_replay(log: Log, now: Log) -> None:
         RequestError: configuration, data or processes differ; every difference is named.
     """
     differences = [line for line in config_differences(log.config, now.config) if not line.startswith(_FREE)]
-    for name in ("data", "num_processes"):  # the number of threads is taken over
+    for name in ("data", "num_processes"):  # threads and precision are taken over
         before, after = getattr(log, name), getattr(now, name)
         if before != after:
             differences.append(f"{name} was {before!r}, now {after!r}")

@@ -15,7 +15,7 @@ from vit_finetune.config import Config, TuningConfig
 from vit_finetune.data import Splits
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.ladder.decisions import Log, check_replay, read_log
-from vit_finetune.training import check_run_folder, on_main
+from vit_finetune.training import check_run_folder, has_bf16_units, on_main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -85,17 +85,25 @@ def open_run(
                 config=values,
                 data=digest,
                 num_threads=num_threads,
+                mixed_precision=_precision(config, accelerator),
                 num_processes=accelerator.num_processes,
             )
             if replayed is not None:
                 check_replay(replayed, log)
-                log = replace(log, num_threads=replayed.num_threads, pace=replayed.pace, decisions=replayed.decisions)
+                log = replace(replayed, budget=log.budget, config=log.config)
             write_text(folder / "config.yaml", config.to_yaml())
             write_json(folder / "environment.json", environment())
             log.write(folder)
         return log
 
     return on_main(accelerator, work)
+
+
+def _precision(config: Config, accelerator: Accelerator) -> str:
+    """Return no, bf16 or fp16: a plan that is written down may know this processor, which a recipe's auto may not."""
+    if config.train.mixed_precision == "auto" and has_bf16_units(accelerator.device.type):
+        return "bf16"
+    return str(accelerator.mixed_precision)
 
 
 def _whole(plan: Path, rungs: Sequence[str]) -> Log:

@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from vit_finetune.config import Config
-from vit_finetune.ladder.decisions import Decision
+from vit_finetune.ladder.decisions import Decision, Log
 
 READOUT, TRAINING, BLEND = "readout", "training", "blend"
+_SAVE_EVERY_MINUTES = 2.0
 _WARMUP = 0.1  # of the steps: what the MAE and BEiT recipes give of theirs, 5 epochs of 50 to 100, is of this size
 
 
@@ -86,24 +87,27 @@ def rung_dir(run_dir: Path, name: str) -> Path:
     return run_dir / "rungs" / name
 
 
-def rung_config(config: Config, rung: Rung, decision: Decision, *, num_threads: int) -> Config:
+def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Config:
     """Return the configuration of the run that a rung is.
 
     Args:
         config: of the run under a budget.
         rung: a readout, or training.
         decision: how many steps, and from which rung's model.
-        num_threads: CPU threads per process, settled.
+        log: of the run: threads and precision, settled.
     """
     run_dir = Path(config.run.dir)
     values = config.model_dump(mode="json")
     steps = decision.num_steps or 1
     own: dict[str, Mapping[str, Any]] = {
-        "train": {"budget": None, "steps": steps},
-        "run": {"dir": str(rung_dir(run_dir, rung.name)), "num_threads": num_threads},
-        "checkpoint": {"keep_last": 1},
+        "train": {"budget": None, "steps": steps, "mixed_precision": log.mixed_precision},
+        "run": {"dir": str(rung_dir(run_dir, rung.name)), "num_threads": log.num_threads},
+        "checkpoint": {"keep_last": 1, "every_minutes": config.checkpoint.every_minutes or _SAVE_EVERY_MINUTES},
     }
     if rung.kind == TRAINING:
+        # The schedule ends where the rung does, so its last step is its result: scoring on the way would cost time, and
+        # where val tells steps apart no more, it would keep the earliest.
+        own["evaluation"] = {"every_steps": steps, "every_epochs": None}
         own["schedule"] = {"warmup_steps": math.ceil(_WARMUP * steps), "warmup_epochs": None}
         if decision.starts_from is not None:
             # Architecture, sizes and preprocessing are the folder's; what the recipe asked for is in it already.

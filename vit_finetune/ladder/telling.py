@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vit_finetune.common.durations import duration_text
-from vit_finetune.common.files import write_json
+from vit_finetune.common.files import atomic_file, write_json
 from vit_finetune.config import Config
-from vit_finetune.data import Splits
+from vit_finetune.data import ImageSet, Splits
 from vit_finetune.evaluation import EvalResult, write_evaluation
 from vit_finetune.ladder.decisions import Decision
 from vit_finetune.ladder.rungs import rung_dir
@@ -21,6 +22,9 @@ from vit_finetune.training import on_main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+PREDICTIONS = "predictions.parquet"
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class Row:
 def finish(
     config: Config, splits: Splits, accelerator: Accelerator, *, best: Row, rows: Sequence[Row]
 ) -> tuple[Backbone, dict[str, float], int]:
-    """Score `model/` on test if there is one, else on val, and write predictions.parquet and metrics.json.
+    """Score `model/` on the test split, or take over the rung's figures on val; write predictions and metrics.json.
 
     Args:
         config: of the run.
@@ -63,31 +67,41 @@ def finish(
         The network on the CPU, the figures, and the step of the rung's run that it is of.
     """
     run_dir = Path(config.run.dir)
-    split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
-    of_rung = json.loads((rung_dir(run_dir, best.rung) / "metrics.json").read_text(encoding="utf-8"))
-    best_step = int(of_rung.get("best_step") or 0)
+    rung = rung_dir(run_dir, best.rung)
+    figures: dict[str, Any] = json.loads((rung / "metrics.json").read_text(encoding="utf-8"))
+    best_step = int(figures.get("best_step") or 0)
     predictor = Predictor(run_dir / "model", device=accelerator.device.type)
 
     def work() -> dict[str, float]:
-        result: EvalResult = evaluate(run_dir / "model", splits, split=split, predictor=predictor)
-        files = [pictures.name(index) for index in range(len(pictures))] if pictures is not None else []
-        names = splits.class_names
-        write_evaluation(run_dir / "predictions.parquet", result, names=files, split=split, class_names=names)
+        metrics, counted = best.metrics or {}, {name: figures[name] for name in ("num_samples", "per_class")}
+        if splits.test is None:
+            with atomic_file(run_dir / PREDICTIONS) as temporary:
+                shutil.copyfile(rung / PREDICTIONS, temporary)
+        else:
+            result = evaluate(run_dir / "model", splits, split="test", predictor=predictor)
+            metrics, counted = result.metrics, {"num_samples": result.num_samples, "per_class": result.per_class}
+            write_predictions_of(splits.test, result, run_dir / PREDICTIONS, split="test", splits=splits)
         summary = {
-            "split": split,
-            **result.metrics,
-            "num_samples": result.num_samples,
+            "split": "val" if splits.test is None else "test",
+            **metrics,
+            "num_samples": counted["num_samples"],
             "best_rung": best.rung,
             "best_step": best_step,
             "num_steps": sum(row.decision.num_steps or 0 for row in rows if row.metrics is not None),
             "ladder": [row.to_mapping() for row in rows],
-            "per_class": result.per_class,
+            "per_class": counted["per_class"],
         }
         write_json(run_dir / "metrics.json", summary)
-        return result.metrics
+        return metrics
 
     metrics = on_main(accelerator, work)
     return predictor.model.to("cpu").eval(), metrics, best_step
+
+
+def write_predictions_of(pictures: ImageSet, result: EvalResult, path: Path, *, split: str, splits: Splits) -> None:
+    """Write what a model said about each picture of a split."""
+    names = [pictures.name(index) for index in range(len(pictures))]
+    write_evaluation(path, result, names=names, split=split, class_names=splits.class_names)
 
 
 def table(rows: Sequence[Row], *, best: Row, metric: str) -> list[str]:

@@ -4,7 +4,7 @@ from vit_finetune.training.console import RunConsole
 from vit_finetune.training.loop import fit
 from vit_finetune.training.optim import make_optimizer, parameter_groups
 from vit_finetune.training.plan import TrainPlan, micro_batch, steps_in
-from vit_finetune.training.processes import on_main, resolve_device, set_threads, start_accelerator
+from vit_finetune.training.processes import has_bf16_units, on_main, resolve_device, set_threads, start_accelerator
 from vit_finetune.training.progress import FitOptions, Progress
 from vit_finetune.training.resume import check_run_folder, new_run_folder, restore
 
@@ -15,6 +15,7 @@ __all__ = [
     "TrainPlan",
     "check_run_folder",
     "fit",
+    "has_bf16_units",
     "make_optimizer",
     "micro_batch",
     "new_run_folder",
