@@ -14,7 +14,7 @@ import yaml
 from run_helpers import ROOT, make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import cli, finetune
+from vit_finetune import Config, cli, finetune
 from vit_finetune.finetune import RunResult
 
 
@@ -65,6 +65,28 @@ def test_train__tells_the_whole_story(say: Any, recipe: Path, tmp_path: Path) ->
     for word in ("parameters trained", "tensors loaded", "classes", "3 steps", "done     step", "vit-finetune predict"):
         assert word in said.out
     assert (tmp_path / "elsewhere" / "model" / "model.safetensors").is_file()
+
+
+def test_train__a_folder_of_pictures_and_a_budget(say: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`train FOLDER --budget TIME` is the recipe image_folder on that folder, into runs/FOLDER, under that budget."""
+    told = {}
+    module = sys.modules["vit_finetune.finetune"]  # the package's attribute of this name is the function
+    monkeypatch.setattr(module, "finetune", lambda config, **options: told.update(options, config=config))
+    (tmp_path / "photos").mkdir()
+    assert say("train", tmp_path / "photos", "--budget", "90s", "--plan", "plan.json").code == 0
+    config = told["config"]
+    assert (config.data.root, config.run.dir) == (str(tmp_path / "photos"), "runs/photos")
+    assert (config.train.budget, config.train.epochs) == ("90s", None)
+    assert (told["replay"], told["resume"]) == (Path("plan.json"), False)
+    assert config.optimizer == Config.load("image_folder").optimizer
+
+
+def test_train__a_budget_and_steps_contradict_each_other(say: Any, recipe: Path) -> None:
+    """Both on one command line are one clear line and exit code 2; so is a budget that is no duration."""
+    said = say("train", recipe, "train.steps=3", "--budget", "10m")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "--budget 10m and train.steps or train.epochs contradict each other" in said.err
+    assert "such as 10m, 90s or 1h30m; got 'soon'" in say("train", recipe, "--budget", "soon").err
 
 
 def test_evaluate__corruptions_are_the_runs_own(say: Any, pictures: Path, tmp_path: Path) -> None:

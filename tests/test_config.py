@@ -60,6 +60,10 @@ PRETRAINED = (
         (least(train=None), "train: is required"),
         # sections that contradict themselves
         (least(train={"steps": 3}), "train: give exactly one of train.epochs, train.steps and train.budget"),
+        (
+            {**least(), "train": {"budget": 600}},
+            "train.budget: a duration is hours, minutes and seconds above 0, such as 10m, 90s or 1h30m; got '600'",
+        ),
         ({**least(), "train": {}}, "train: give exactly one of train.epochs, train.steps and train.budget"),
         (
             {**least(), "data": {}},
@@ -120,7 +124,7 @@ PRETRAINED = (
         ),
         (
             least(model={"head_init": -0.1}),
-            "model.head_init: got -0.1; input should be 'zeros' or 'trunc_normal' or greater than 0",
+            "model.head_init: got -0.1; input should be 'zeros', 'trunc_normal' or 'pretrained' or greater than 0",
         ),
         (least(model={"img_size": "big"}), "model.img_size: got 'big'; input should be a valid list"),
         (
@@ -206,6 +210,10 @@ def test_override__one_clock_replaces_the_other() -> None:
     assert (train.steps, train.epochs) == (7, None)
     train = Config.load(least(), overrides=["train.steps=7", "train.epochs=2"]).train
     assert (train.steps, train.epochs) == (None, 2.0)
+    train = Config.load(least(), overrides=["train.steps=7", "train.budget=90s"]).train
+    assert (train.steps, train.epochs, train.budget) == (None, None, "90s")
+    train = Config.load({**least(), "train": {"budget": "10m"}}, overrides=["train.epochs=2"]).train
+    assert (train.epochs, train.budget) == (2.0, None)
 
 
 def test_override__nested_keeps_its_neighbours() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from vit_finetune import recipe
 from vit_finetune.common.errors import RequestError
-from vit_finetune.recipe import find_recipe, read_recipe, read_yaml, write_yaml
+from vit_finetune.recipe import find_recipe, read_recipe, read_yaml, recipe_of_pictures, write_yaml
 
 
 @pytest.fixture
@@ -106,3 +106,17 @@ def test_yaml__plain_words(text: str, value: object) -> None:
     assert got == value
     assert type(got) is type(value)
     assert read_yaml(write_yaml({"key": value})) == {"key": value}
+
+
+def test_recipe_of_pictures__a_folder_of_pictures_goes_with_image_folder(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is no run is data, with a run folder of its name; names of numbers stay text in YAML."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "2024", "run", "quickstart"):
+        Path(name).mkdir()
+    Path("run", "config.yaml").write_text("{}")
+    assert recipe_of_pictures("photos/") == ("image_folder", ["data.root=photos", "run.dir=runs/photos"])
+    assert recipe_of_pictures("2024") == ("image_folder", ["data.root='2024'", "run.dir=runs/2024"])
+    for name in ("run", "quickstart", "nothing", "nothing.yaml"):
+        assert recipe_of_pictures(name) == (name, [])

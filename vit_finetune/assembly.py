@@ -55,12 +55,8 @@ def build_model(config: Config, splits: Splits) -> tuple[Backbone, LoadReport]:
             pos_embed=section.pos_embed,
             **overrides,
         )
-        if keeps_head and report.class_names != splits.class_names:
-            raise RequestError(
-                f"model.head_init pretrained: {section.pretrained} has a head for "
-                f"{', '.join(report.class_names or ['classes without names'])}, and the data has the classes "
-                f"{', '.join(splits.class_names)}; use model.head_init zeros for a new head"
-            )
+        if keeps_head:
+            _check_classes(report, splits)
         return model, report
     name = section.name or ""  # the configuration refuses random weights without a name
     model = replace_head(create_model(name, **overrides), num_classes, init=init)
@@ -77,6 +73,16 @@ def build_model(config: Config, splits: Splits) -> tuple[Backbone, LoadReport]:
         architecture=name,
         notes=(),
     )
+
+
+def _check_classes(report: LoadReport, splits: Splits) -> None:
+    """Refuse to keep a head whose classes are not the data's, in its order."""
+    if report.class_names != splits.class_names:
+        theirs = ", ".join(report.class_names or ["classes without names"])
+        raise RequestError(
+            f"model.head_init pretrained: {report.source} has a head for {theirs}, and the data has the classes "
+            f"{', '.join(splits.class_names)}; use model.head_init zeros for a new head"
+        )
 
 
 def preprocess_of(config: Config, model: Backbone, report: LoadReport) -> PreprocessSpec:

@@ -261,3 +261,14 @@ def test_image_set__is_picklable_and_checks_its_labels(tmp_path: Path) -> None:
     paths[1].unlink()
     with pytest.raises(RequestError, match=r"1\.png: No such file"):
         images.load(1)
+
+
+def test_load_splits__the_test_split_is_never_validated_on(tmp_path: Path) -> None:
+    """val/ named as the test split leaves no val folder: a share of train is held out, and val/ is the test split."""
+    write_pictures(tmp_path, {"train/a": 5, "train/b": 5, "val/a": 2, "val/b": 2})
+    splits = load_splits(root=tmp_path, test_split="val")
+    assert set(keys(splits.test)) == {"val/a/0.png", "val/a/1.png", "val/b/0.png", "val/b/1.png"}
+    assert all(key.startswith("train/") for key in keys(splits.val))
+    assert len(keys(splits.train)) == 8
+    with pytest.raises(RequestError, match="both 'dev'; a test split selects nothing"):
+        load_splits(root=tmp_path, val_split="dev", test_split="dev")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from vit_finetune.common.durations import seconds_of
 
@@ -22,10 +22,10 @@ def _pair(value: object) -> object:
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
 
 
-def _duration(text: str) -> str:
-    """Refuse a text that is no duration; RequestError is a ValueError, which pydantic reports with the key."""
-    seconds_of(text)
-    return text
+def _duration(value: object) -> object:
+    """Refuse what is no duration; RequestError is a ValueError, which pydantic reports with the key."""
+    seconds_of(str(value))
+    return value
 
 
-Duration = Annotated[str, AfterValidator(_duration)]
+Duration = Annotated[str, BeforeValidator(_duration)]

@@ -95,12 +95,12 @@ def climb(
         WorkError: the disk refused; what was written before is whole.
     """
     started = clock()
-    budget = checked_budget(config)
+    budget, run_dir = checked_budget(config), Path(config.run.dir)
     accelerator = start_accelerator(
         device=config.run.device,
         mixed_precision=config.train.mixed_precision,
         trackers=(),  # each rung speaks to the trackers itself
-        run_dir=Path(config.run.dir),
+        run_dir=run_dir,
         deterministic=config.run.deterministic,
     )
     threads = set_threads(config.run.num_threads)
@@ -112,12 +112,12 @@ def climb(
         num_threads=threads,
         resume=resume,
         overwrite=overwrite,
-        plan=None if replay is None else Path(replay),
+        plan=replay,
         rungs=[rung.name for rung in rungs],
     )
     set_threads(log.num_threads)
     console = RunConsole(enabled=accelerator.is_main_process)
-    console.log_to(Path(config.run.dir) / "run.log")
+    console.log_to(run_dir / "run.log")
     spent = log.decisions[-1].elapsed_seconds if log.decisions else 0.0
     climber = _Climber(config, train, accelerator, console, splits, log, budget, lambda: spent + clock() - started)
     told = "taken over from a plan" if replay is not None else f"{duration_text(budget)} from now"

@@ -50,7 +50,7 @@ def open_run(
     num_threads: int,
     resume: bool,
     overwrite: bool,
-    plan: Path | None,
+    plan: str | Path | None,
     rungs: Sequence[str],
 ) -> Log:
     """Make the run's folder, or open it, and return the decisions that stand.
@@ -77,7 +77,9 @@ def open_run(
             if manifest_hash(splits) != log.data:
                 raise RequestError(f"{run_dir} was started with other data; put that back, or start another run.dir")
             return log
-        replayed = None if plan is None else _whole(plan, rungs)  # read first: it may be of the run that is replaced
+        replayed = (
+            None if plan is None else _whole(Path(plan), rungs)
+        )  # read first: it may be of the run that is replaced
         with atomic_folder(run_dir, replace=True) as folder:
             digest = write_manifest(splits, folder / "manifest.parquet")
             log = Log(
