@@ -103,13 +103,12 @@ def climb(
         run_dir=run_dir,
         deterministic=config.run.deterministic,
     )
-    threads = set_threads(config.run.num_threads)
     splits = data or open_splits(config.data, seed=config.run.seed)
     log = open_run(
         config,
         splits,
         accelerator,
-        num_threads=threads,
+        num_threads=set_threads(config.run.num_threads),
         resume=resume,
         overwrite=overwrite,
         plan=replay,
