@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **_ROOMS_BELOW,
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
     "predict": _ALL_ROOMS,
-    "finetune": _ALL_ROOMS | {"assembly", "predict"},
+    "readout_run": _ALL_ROOMS | {"assembly", "predict"},
+    "finetune": _ALL_ROOMS | {"assembly", "predict", "readout_run"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
     "cli": _ALL_ROOMS | {"predict", "finetune", "preflight"},
     "__main__": {"cli"},

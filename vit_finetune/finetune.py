@@ -23,6 +23,7 @@ from vit_finetune.evaluation import write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.models import Backbone
 from vit_finetune.predict import open_splits
+from vit_finetune.readout_run import run_readout
 from vit_finetune.training import (
     FitOptions,
     RunConsole,
@@ -79,6 +80,9 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     """
     config = Config.load(config)
     run_dir = Path(config.run.dir)
+    if config.tuning.mode == "readout":
+        fitted = run_readout(config, resume=resume, overwrite=overwrite)
+        return RunResult(run_dir, fitted.model, fitted.metrics, best_step=0, num_steps=0)
 
     # Processes, device, precision. Nothing is written before everything below has been found to fit.
     accelerator = start_accelerator(
