@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predict": _ALL_ROOMS | {"pictures"},
     "ladder": _ALL_ROOMS | {"predict"},
-    "finetune": _ALL_ROOMS | {"assembly", "predict", "ladder"},
+    "readout_run": _ALL_ROOMS | {"assembly", "predict"},
+    "finetune": _ALL_ROOMS | {"assembly", "predict", "ladder", "readout_run"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
     "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight"},

@@ -18,7 +18,7 @@ from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.corruptions import Corruption, over_corruptions
 from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, train_batches
-from vit_finetune.data.transforms import build_eval_transform, build_train_transform
+from vit_finetune.data.transforms import Transform, build_eval_transform, build_train_transform
 from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, wise_ft_blend
 from vit_finetune.models import Backbone, create_model, replace_head
 from vit_finetune.training import TrainPlan, micro_batch, steps_in
@@ -91,6 +91,21 @@ def preprocess_of(config: Config, model: Backbone, report: LoadReport) -> Prepro
     spec = report.preprocess.with_size(*model.config.img_size)
     left = tuple(name for name in spec.assumed if name not in asked)
     return replace(spec, **asked, assumed=left)
+
+
+def train_transform_of(config: Config, preprocess: PreprocessSpec) -> Transform:
+    """Return the training transform that the recipe describes."""
+    data = config.data
+    return build_train_transform(
+        preprocess,
+        scale=data.scale,
+        ratio=data.ratio,
+        hflip=data.hflip,
+        vflip=data.vflip,
+        color_jitter=data.color_jitter,
+        auto_augment=data.auto_augment,
+        random_erasing=data.random_erasing,
+    )
 
 
 def make_plan(config: Config, splits: Splits, accelerator: Accelerator) -> TrainPlan:
@@ -174,20 +189,10 @@ class Feeder:
 
     def train(self, start_step: int) -> Iterator[list[Batch]]:
         """Yield the micro-batches of every step from `start_step` to the last."""
-        data, plan = self.config.data, self.plan
-        transform = build_train_transform(
-            self.preprocess,
-            scale=data.scale,
-            ratio=data.ratio,
-            hflip=data.hflip,
-            vflip=data.vflip,
-            color_jitter=data.color_jitter,
-            auto_augment=data.auto_augment,
-            random_erasing=data.random_erasing,
-        )
+        plan = self.plan
         return train_batches(
             self.splits.train,
-            transform,
+            train_transform_of(self.config, self.preprocess),
             seed=plan.seed,
             global_batch_size=plan.global_batch_size,
             per_device_batch_size=plan.per_device_batch_size,

@@ -27,6 +27,7 @@ from vit_finetune.export import export_model_folder
 from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
 from vit_finetune.predict import open_splits
+from vit_finetune.readout_run import run_readout
 from vit_finetune.training import (
     FitOptions,
     RunConsole,
@@ -95,6 +96,9 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         return RunResult(run_dir, climbed.model, climbed.metrics, climbed.best_step, climbed.num_steps)
     if replay is not None:
         raise RequestError("a plan replays a run under train.budget; this one trains for steps or epochs, which repeat")
+    if config.tuning.mode == "readout":
+        fitted = run_readout(config, resume=resume, overwrite=overwrite, data=data)
+        return RunResult(run_dir, fitted.model, fitted.metrics, best_step=0, num_steps=0)
 
     # Processes, device, precision. Nothing is written before everything below has been found to fit.
     accelerator = start_accelerator(

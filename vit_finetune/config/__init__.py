@@ -12,6 +12,7 @@ from typing import Any
 
 from vit_finetune.config.data import DataConfig
 from vit_finetune.config.model import ModelConfig
+from vit_finetune.config.readout import ReadoutConfig
 from vit_finetune.config.running import CheckpointConfig, EvaluationConfig, RunConfig
 from vit_finetune.config.training import OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
 from vit_finetune.recipe import Section, apply_override, plain, read_recipe, write_yaml
@@ -23,6 +24,7 @@ __all__ = [
     "EvaluationConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ReadoutConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
@@ -36,6 +38,7 @@ class Config(Section):
     model: ModelConfig
     data: DataConfig
     tuning: TuningConfig = TuningConfig()
+    readout: ReadoutConfig = ReadoutConfig()
     train: TrainConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()

@@ -13,8 +13,9 @@ from vit_finetune.recipe import Section
 class TuningConfig(Section):
     """Which parameters train."""
 
-    mode: Literal["full", "linear_probe", "last_n"] = "full"
-    """full: all; linear_probe: the head; last_n: the head, the final norm and the last `num_blocks` blocks."""
+    mode: Literal["full", "linear_probe", "last_n", "readout"] = "full"
+    """full: all; linear_probe: the head; last_n: the head, the final norm and the last `num_blocks` blocks; readout:
+    nothing in the network, a readout of its frozen features is fitted (section readout)."""
     num_blocks: PositiveInt | None = None
     """For last_n: how many blocks train, counted from the head."""
 

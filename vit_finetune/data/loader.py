@@ -175,6 +175,7 @@ def eval_batches(
     *,
     batch_size: int,
     seed: int = 0,
+    epoch: int = 0,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
@@ -184,9 +185,10 @@ def eval_batches(
 
     Args:
         image_set: what to evaluate.
-        transform: the evaluation transform.
+        transform: the evaluation transform; or a training transform, for one fixed view of each sample.
         batch_size: the largest batch.
-        seed: decides, with a picture's index, what a transform draws at random; evaluation's draws nothing.
+        seed: what a random transform draws from, with `epoch` and the sample's index, as in training.
+        epoch: which view.
         rank: which process this is, from 0.
         world_size: how many processes there are.
         num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
@@ -202,7 +204,7 @@ def eval_batches(
         raise RequestError(f"batch_size is {batch_size}; it must be at least 1")
     indices = np.array(eval_indices(len(image_set), rank, world_size), dtype=np.int64)
     requests = (
-        _Request(0, np.zeros_like(part), part, is_last=True)
+        _Request(0, np.full_like(part, epoch), part, is_last=True)
         for part in (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
     )
     results = _run(_Worker(image_set, transform, seed), requests, num_workers, pin_memory)

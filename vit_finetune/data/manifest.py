@@ -75,6 +75,19 @@ def manifest_hash(splits: Splits) -> str:
     return _digest(_read_entries(splits))
 
 
+def split_digests(path: Path) -> dict[str, str]:
+    """Return for each split of a written manifest a digest of its pictures' bytes, in order; labels and names aside.
+
+    Args:
+        path: of `write_manifest`.
+    """
+    table = pq.read_table(path, columns=["split", "sha256"]).to_pydict()
+    digests: dict[str, Any] = {}
+    for split, sha256 in zip(table["split"], table["sha256"], strict=True):
+        digests.setdefault(split, hashlib.sha256()).update(bytes.fromhex(sha256))
+    return {split: digest.hexdigest() for split, digest in digests.items()}
+
+
 def _read_entries(splits: Splits) -> list[_Entry]:
     """Read and check every file, several at a time, and return the rows in order."""
     entries: list[_Entry] = []

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from vit_finetune.export.folder import export_model_folder
+from vit_finetune.export.readout import Exported, export_readout
 
-__all__ = ["export_model_folder"]
+__all__ = ["Exported", "export_model_folder", "export_readout"]

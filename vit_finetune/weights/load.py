@@ -27,6 +27,7 @@ from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadCho
 from vit_finetune.weights.architecture import names_of, source_config, stated_config, stated_grid
 from vit_finetune.weights.checkpoint import Checkpoint
 from vit_finetune.weights.conversion import Converted, converted_from
+from vit_finetune.weights.readout_folder import is_readout_folder, read_readout_folder
 from vit_finetune.weights.report import LoadReport
 from vit_finetune.weights.resample import POS_EMBED_METHODS
 from vit_finetune.weights.sources import read_source
@@ -104,6 +105,8 @@ def from_pretrained(
         RequestError: the source can't be read, doesn't tell its architecture, or doesn't fit it.
     """
     _check_choices("drop", pos_embed)
+    if isinstance(source, (str, Path)) and is_readout_folder(source):
+        return _from_readout_folder(source, num_classes=num_classes, head_init=head_init, overrides=overrides)
     checkpoint = read_source(source)
     with _naming(checkpoint):
         named = variant_config(name) if name else stated_config(checkpoint)
@@ -133,6 +136,25 @@ def from_pretrained(
         replace_head(model, num_classes, init=head_init)
         fitted.newly_initialized += [key for key in model.state_dict() if key.startswith(HEAD_PARTS)]
     return model, _report(checkpoint, converted, fitted, model, notes)
+
+
+def _from_readout_folder(
+    source: str | Path, *, num_classes: int | None, head_init: HeadInit, overrides: Mapping[str, Any]
+) -> tuple[Backbone, LoadReport]:
+    """Open a folder of ours: as it is, or its backbone under a new head."""
+    model, report = read_readout_folder(source)
+    if num_classes is None:
+        if overrides:
+            raise RequestError(f"{source} holds a fitted readout, which fits its network only; drop {list(overrides)}")
+        return model, report
+    tensors = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    stated = model.backbone.config.to_mapping()
+    given = {key: value for key, value in stated.items() if key not in ("num_classes", "img_size", "weight_init")}
+    backbone, new = from_pretrained(
+        tensors, name=model.name, num_classes=num_classes, head_init=head_init, **{**given, **overrides}
+    )
+    dropped = {name: "the readout: a new head was asked for" for name in report.loaded if name.startswith("readout.")}
+    return backbone, replace(new, dropped={**new.dropped, **dropped}, source=str(source), preprocess=report.preprocess)
 
 
 def own_memory(model: torch.nn.Module) -> None:
