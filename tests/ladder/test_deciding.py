@@ -11,15 +11,15 @@ from vit_finetune.ladder.pace import Pace, longest
 from vit_finetune.ladder.rungs import BLEND, READOUT, TRAINING, Rung
 
 # 100 pictures in steps of 10, 20 to score, a second a step, and nothing else costs time worth speaking of.
-PACE = Pace(first=10.0, overhead=0.0, forward=0.0, step=1.0)
-READ = Rung(name="readout", kind=READOUT, what="", passes=2.0)
+PACE = Pace(overhead=0.0, forward=0.0, step=1.0)
+READ = Rung(name="readout", kind=READOUT, what="", like=("knn", 2.0))
 TRAIN = Rung(name="train", kind=TRAINING, what="", epochs=10, share=0.4, start=("logistic",))
 MIX = Rung(name="blend", kind=BLEND, what="", start=("logistic", "train"))
 
 
 def situation(left: float, **changes: Any) -> Situation:
     values = {"elapsed": 5.0, "left": left, "pace": PACE, "num_train": 100, "num_val": 20, "pictures_per_step": 10}
-    return Situation(**{**values, "networks": {}, **changes})
+    return Situation(**{**values, "networks": {}, "took": {"knn": 10.0}, **changes})
 
 
 def test_decide__the_first_rung_always_runs() -> None:
@@ -30,11 +30,27 @@ def test_decide__the_first_rung_always_runs() -> None:
 
 
 @pytest.mark.parametrize(("left", "expected"), [(23.1, "run"), (22.9, "skip"), (-5.0, "skip")])
-def test_decide__a_readout_runs_where_its_passes_fit(left: float, expected: str) -> None:
-    """Two passes of ten seconds with 15 % kept back are 23 seconds."""
+def test_decide__a_readout_runs_where_it_fits(left: float, expected: str) -> None:
+    """Twice the ten seconds of an earlier one with 15 % kept back are 23 seconds."""
     decision = decide(READ, situation(left))
     assert decision.decision == expected
     assert decision.predicted_seconds == pytest.approx(23.0)
+
+
+def test_decide__a_readout_is_measured_by_one_that_ran() -> None:
+    """Where the readout that it is compared with was left out, it is left out too, and says so."""
+    decision = decide(READ, situation(1000.0, took={}))
+    assert (decision.decision, decision.reason) == ("skip", "how long it takes is known from knn, which was left out")
+
+
+def test_decide__a_readout_of_a_tuned_network_reads_the_pictures_again() -> None:
+    """120 pictures at 0.1 s and twice 10 s are 36.8 s with what is kept back; without the network there is nothing."""
+    rung = Rung(name="again", kind=READOUT, what="", like=("knn", 2.0), start=("train",))
+    pace = Pace(overhead=0.0, forward=0.1, step=1.0)
+    decision = decide(rung, situation(36.9, pace=pace, networks={"train": 9}))
+    assert (decision.decision, decision.starts_from) == ("run", "train")
+    assert decide(rung, situation(36.7, pace=pace, networks={"train": 9})).decision == "skip"
+    assert decide(rung, situation(1e6, pace=pace)).reason == "there is no network of train"
 
 
 def test_decide__training_takes_its_share() -> None:
@@ -70,7 +86,7 @@ def test_decide__a_large_set_is_trained_on_for_less_than_an_epoch() -> None:
 
 def test_decide__scoring_and_overhead_are_part_of_training() -> None:
     """20 val pictures of a second each are scored twice, and 10 s are overhead: 50 of 100 s, so 36 steps fit."""
-    pace = Pace(first=10.0, overhead=10.0, forward=1.0, step=1.0)
+    pace = Pace(overhead=10.0, forward=1.0, step=1.0)
     assert decide(TRAIN, situation(100.0, pace=pace)).num_steps == 36
 
 
@@ -91,7 +107,7 @@ def test_decide__a_blend_needs_something_trained() -> None:
     """With the logistic regression alone there is nothing to average; with a trained network and time there is."""
     assert decide(MIX, situation(100.0, networks={"logistic": 0})).reason.startswith("nothing was trained")
     assert decide(MIX, situation(100.0, networks={"logistic": 0})).decision == "skip"
-    pace = Pace(first=10.0, overhead=1.0, forward=0.1, step=1.0)  # 9 x 20 x 0.1 + 1 = 19 s, and 15 % kept back
+    pace = Pace(overhead=1.0, forward=0.1, step=1.0)  # 9 x 20 x 0.1 + 1 = 19 s, and 15 % kept back
     both = {"logistic": 0, "train": 30}
     assert decide(MIX, situation(21.9, pace=pace, networks=both)).decision == "run"
     assert decide(MIX, situation(21.8, pace=pace, networks=both)).decision == "skip"

@@ -17,8 +17,8 @@ def test_read_pilot__splits_a_run_into_its_parts(tmp_path: Path) -> None:
     rows = [{"step": number, "seconds": value} for number, value in enumerate((5.0, 1.0, 2.0, 1.0), start=1)]
     rows.append({"step": 4, "evaluation_seconds": 0.5})
     (tmp_path / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pace = read_pilot(tmp_path, first=30.0, seconds=12.0, num_val=10)
-    assert pace == Pace(first=30.0, overhead=2.0, forward=0.05, step=1.0)
+    pace = read_pilot(tmp_path, seconds=12.0, num_val=10)
+    assert pace == Pace(overhead=2.0, forward=0.05, step=1.0)
 
 
 def test_pilot_splits__all_of_train_some_of_val(tmp_path: Path) -> None:
@@ -34,6 +34,6 @@ def test_pilot_splits__all_of_train_some_of_val(tmp_path: Path) -> None:
 
 def test_pace__seconds_add_up() -> None:
     """A training run is its overhead, its steps and its scoring, with 15 % kept back; so is scoring alone."""
-    pace = Pace(first=30.0, overhead=2.0, forward=0.1, step=1.5)
+    pace = Pace(overhead=2.0, forward=0.1, step=1.5)
     assert pace.training(10, pictures_per_step=8, num_scored=20) == pytest.approx(1.15 * (2 + 15 + 2))
     assert pace.scoring(20) == pytest.approx(1.15 * (2 + 2))

@@ -174,15 +174,15 @@ class _Climber:
             self.console.say(f"rung     {rung.name} failed and is left out: {error}")
             self.rows.append(Row(rung.name, decision, failed=str(error)))
             return
-        seconds = self.now() - before
-        if self.log.pace is None:
-            self.write(replace(self.log, pace=asdict(Pace.of_first_rung(seconds, self.num_pictures))))
+        if rung.name not in self.log.took:
+            self.note_seconds(rung, self.now() - before)
+        seconds = self.log.took[rung.name]
         self.compare(Row(rung.name, decision, metrics, seconds))
 
-    @property
-    def num_pictures(self) -> int:
-        """Pictures that rungs see."""
-        return len(self.seen.train) + self.num_val
+    def note_seconds(self, rung: Rung, seconds: float) -> None:
+        """Keep what a rung took, for decisions to come; the first one shows what a forward pass takes."""
+        pace = self.log.pace or asdict(Pace.of_first_rung(seconds, len(self.seen.train) + self.num_val))
+        self.write(replace(self.log, pace=pace, took={**self.log.took, rung.name: round(seconds, 3)}))
 
     def write(self, log: Log) -> None:
         """Keep a log, on the disk first."""
@@ -210,6 +210,7 @@ class _Climber:
             num_train=len(self.seen.train),
             num_val=self.num_val,
             pictures_per_step=self.config.train.global_batch_size,
+            took=self.log.took,
             networks={row.rung: row.decision.num_steps or 0 for row in self.rows if self.is_network(row)},
         )
 
@@ -229,9 +230,8 @@ class _Climber:
         before = self.now()
         self.train(config, resume=True, data=few)
         seconds = self.now() - before
-        first = (self.log.pace or {}).get("first") or seconds
         num_val = len(few.val) if few.val is not None else 0
-        pace = on_main(self.accelerator, lambda: read_pilot(pilot, first=first, seconds=seconds, num_val=num_val))
+        pace = on_main(self.accelerator, lambda: read_pilot(pilot, seconds=seconds, num_val=num_val))
         on_main(self.accelerator, lambda: shutil.rmtree(pilot, ignore_errors=True))
         self.write(replace(self.log, pace=asdict(pace)))
 

@@ -30,6 +30,7 @@ class Situation:
         num_val: pictures of the val split.
         pictures_per_step: the global batch.
         networks: rungs whose model is a plain network, and the steps that it was trained for.
+        took: seconds of each rung that was climbed, by name.
     """
 
     elapsed: float
@@ -39,6 +40,7 @@ class Situation:
     num_val: int
     pictures_per_step: int
     networks: Mapping[str, int]
+    took: Mapping[str, float]
 
     @property
     def steps_per_epoch(self) -> int:
@@ -58,28 +60,54 @@ def decide(rung: Rung, now: Situation) -> Decision:
         reason = "the first rung always runs, so that there is a model"
         return Decision(rung=rung.name, decision=RUN, reason=reason, elapsed_seconds=now.elapsed)
     if rung.kind == READOUT:
-        return _if_it_fits(rung, now, SAFETY * rung.passes * now.pace.first)
+        return _decide_readout(rung, now, now.pace)
     if rung.kind == BLEND:
         return _decide_blend(rung, now, now.pace)
     return _decide_training(rung, now)
 
 
-def _if_it_fits(rung: Rung, now: Situation, seconds: float, why_not: str = "") -> Decision:
-    takes, left = duration_text(seconds), duration_text(max(0.0, now.left))
-    fits = seconds <= now.left and not why_not
+def _decide_readout(rung: Rung, now: Situation, pace: Pace) -> Decision:
+    """A readout takes what an earlier one took, times a factor; a network of its own is read once more."""
+    earlier, factor = rung.like or ("", 1.0)
+    start = next((name for name in rung.start if name in now.networks), None)
+    if rung.start and start is None:
+        return _skip(rung, now, f"there is no network of {' or '.join(rung.start)}")
+    if earlier not in now.took:
+        return _skip(rung, now, f"how long it takes is known from {earlier}, which was left out")
+    seconds = SAFETY * factor * now.took[earlier]
+    if start is not None:
+        seconds += pace.scoring(now.num_train + now.num_val)
+    return _if_it_fits(rung, now, seconds, start=start)
+
+
+def _skip(rung: Rung, now: Situation, reason: str, seconds: float | None = None) -> Decision:
     return Decision(
         rung=rung.name,
-        decision=RUN if fits else SKIP,
-        reason=why_not or (f"takes about {takes} of {left} left" if fits else f"takes about {takes}, {left} left"),
+        decision=SKIP,
+        reason=reason,
+        predicted_seconds=None if seconds is None else round(seconds, 3),
+        elapsed_seconds=now.elapsed,
+    )
+
+
+def _if_it_fits(rung: Rung, now: Situation, seconds: float, *, start: str | None = None) -> Decision:
+    takes, left = duration_text(seconds), duration_text(max(0.0, now.left))
+    if seconds > now.left:
+        return _skip(rung, now, f"takes about {takes}, {left} left", seconds)
+    return Decision(
+        rung=rung.name,
+        decision=RUN,
+        starts_from=start,
+        reason=f"takes about {takes} of {left} left",
         predicted_seconds=round(seconds, 3),
         elapsed_seconds=now.elapsed,
     )
 
 
 def _decide_blend(rung: Rung, now: Situation, pace: Pace) -> Decision:
-    trained = [name for name in rung.start if now.networks.get(name)]
-    seconds = SAFETY * (pace.overhead + MOST_BLENDS * now.num_val * pace.forward)
-    return _if_it_fits(rung, now, seconds, "" if trained else "nothing was trained that could be averaged")
+    if not any(now.networks.get(name) for name in rung.start):
+        return _skip(rung, now, "nothing was trained that could be averaged")
+    return _if_it_fits(rung, now, pace.scoring(MOST_BLENDS * now.num_val))
 
 
 def _decide_training(rung: Rung, now: Situation) -> Decision:
@@ -91,14 +119,7 @@ def _decide_training(rung: Rung, now: Situation) -> Decision:
     left = duration_text(max(0.0, now.left))
     if steps < least:
         seconds = now.training_seconds(least)
-        reason = f"{least} steps take about {duration_text(seconds)}, {left} left"
-        return Decision(
-            rung=rung.name,
-            decision=SKIP,
-            reason=reason,
-            predicted_seconds=round(seconds, 3),
-            elapsed_seconds=now.elapsed,
-        )
+        return _skip(rung, now, f"{least} steps take about {duration_text(seconds)}, {left} left", seconds)
     seconds = now.training_seconds(steps)
     epochs = steps * now.pictures_per_step / now.num_train
     return Decision(

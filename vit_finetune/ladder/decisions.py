@@ -1,7 +1,7 @@
 """What a run under a budget decided, as it was decided: the one place where the clock leaves a trace.
 
     plan.json   {"budget": "10m", "config": {...}, "data": DIGEST, "num_threads": 2, "mixed_precision": "no", ...
-                 "pace": {...}, "decisions": [{"rung": "knn", "decision": "run", ...}, ...]}
+                 "pace": {...}, "took": {...}, "decisions": [{"rung": "knn", "decision": "run", ...}, ...]}
 
 A decision that stands in the file is kept: by a resumed run, and by a replay, which is given the file. So a replay is
 a function of (configuration, data, file), like any run is one of (configuration, data).
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ class Decision:
         rung: its name.
         decision: "run" or "skip".
         num_steps: optimizer steps of a rung that trains; None elsewhere.
-        starts_from: the rung whose model a rung that trains starts from; None elsewhere.
+        starts_from: the rung whose network it starts from; None where that is the recipe's.
         reason: for people.
         predicted_seconds: what the rung was expected to take; None where nothing had been measured yet.
         elapsed_seconds: of the budget, when this was decided.
@@ -65,6 +65,7 @@ class Log:
         mixed_precision: of training, settled; taken over likewise.
         num_processes: processes that share the run.
         pace: seconds that were measured, of `Pace`; None before the first rung was climbed.
+        took: seconds of each rung that was climbed, by name.
         decisions: in the order they were made.
     """
 
@@ -75,6 +76,7 @@ class Log:
     mixed_precision: str
     num_processes: int
     pace: Mapping[str, float | None] | None = None
+    took: Mapping[str, float] = field(default_factory=dict)
     decisions: tuple[Decision, ...] = ()
 
     def of(self, rung: str) -> Decision | None:

@@ -31,21 +31,19 @@ class Pace:
     """Measured seconds.
 
     Attributes:
-        first: of the first rung, which reads every training and val picture through the network once.
         overhead: of a run beside its steps and its scoring: opening data and weights, writing the model.
         forward: per picture that is scored.
         step: per optimizer step of the whole network; None before it was measured.
     """
 
-    first: float
     overhead: float
     forward: float
     step: float | None = None
 
     @classmethod
     def of_first_rung(cls, seconds: float, pictures: int) -> Pace:
-        """Return what the first rung shows: its seconds, all of them taken for forward passes over its pictures."""
-        return cls(first=seconds, overhead=0.0, forward=seconds / pictures)
+        """Return what the first rung shows, which reads every training and val picture: all of it is taken for that."""
+        return cls(overhead=0.0, forward=seconds / pictures)
 
     def scoring(self, pictures: int) -> float:
         """Return the seconds to score so many pictures once, and to write what came out."""
@@ -86,11 +84,10 @@ def pilot_splits(splits: Splits) -> Splits:
     return Splits(train=splits.train, val=few, test=None, class_names=splits.class_names)
 
 
-def read_pilot(run_dir: Path, *, first: float, seconds: float, num_val: int) -> Pace:
+def read_pilot(run_dir: Path, *, seconds: float, num_val: int) -> Pace:
     """Return the pace that a finished probe shows.
 
     Args:
-        first: seconds of the first rung.
         run_dir: of the probe.
         seconds: that it took as a whole.
         num_val: pictures that it scored each time: at its last step, and as its result.
@@ -101,4 +98,4 @@ def read_pilot(run_dir: Path, *, first: float, seconds: float, num_val: int) -> 
     step = median(steps[1:] or steps)  # the first step makes buffers, and is of no other step's length
     forward = sum(scored) / max(1, num_val * len(scored))
     overhead = max(0.0, seconds - sum(steps) - 2 * sum(scored))
-    return Pace(first=first, overhead=overhead, forward=forward, step=step)
+    return Pace(overhead=overhead, forward=forward, step=step)
