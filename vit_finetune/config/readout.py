@@ -45,6 +45,9 @@ class ReadoutConfig(Section):
     cache_limit_gb: PositiveFloat = 20.0
     """The most that all kept features may take, in 10^9 bytes; those used longest ago go first."""
 
+    onnx: bool = False
+    """Write onnx/model.onnx beside the model folder too, checked against torch (extra onnx)."""
+
     @model_validator(mode="after")
     def _expression(self) -> ReadoutConfig:
         try:

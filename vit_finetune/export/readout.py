@@ -89,7 +89,7 @@ def export_readout(
         config = readout_config(backbone, readout, layout, preprocess=preprocess, class_names=class_names)
         write_json(folder / READOUT_CONFIG, config)
     return Exported(
-        "own", "timm has no layout for this readout: vit-finetune opens this folder, and exports it to ONNX"
+        "own", "timm has no layout for this readout: vit-finetune opens this folder, and readout.onnx=true adds ONNX"
     )
 
 
@@ -131,7 +131,7 @@ def _is_attention_pooling(backbone: Backbone, readout: AttentiveReadout, layout:
     config = backbone.config
     if not isinstance(backbone, VisionTransformer) or backbone.name is None or not isinstance(config, ViTConfig):
         return False
-    if config.distilled or config.pool_include_prefix or isinstance(backbone.norm, nn.Identity):
+    if config.distilled or config.pool_include_prefix or not isinstance(backbone.norm, nn.LayerNorm):
         return False
     try:
         timm_model_args(config.updated({"global_pool": "map", "fc_norm": False}), backbone.name)
@@ -158,12 +158,16 @@ def _copy(backbone: Backbone, changes: dict[str, object]) -> Backbone:
 def _fill_attention_pool(plain: Backbone, readout: AttentiveReadout) -> None:
     """Write a probe's queries and values as attention pooling whose only query picks one key per head.
 
+    The probe saw tokens normalised without weights, so the final norm gets none.
     Head m's key has the score of query m as its first coordinate and nothing else; the latent query has ones there.
     """
     pool = plain.attn_pool
     assert isinstance(pool, AttentionPool)
     width, heads = readout.dim, readout.num_queries
     first = torch.arange(heads) * (width // heads)
+    assert isinstance(plain.norm, nn.LayerNorm)
+    plain.norm.weight = nn.Parameter(torch.ones(width))
+    plain.norm.bias = nn.Parameter(torch.zeros(width))
     with torch.no_grad():
         pool.q.bias[first] = 1.0
         # Scores are divided by sqrt(width / heads) there and by sqrt(width) in the probe.

@@ -1,9 +1,10 @@
 """Frozen features and what reads classes off them: the network in which a readout stands on a backbone.
 
 A readout sees named features of a picture: `embedding`, what the network's own head would see; and of chosen blocks the
-class token (`cls`), the mean patch token (`avg`) and the patch tokens averaged over a coarse grid (`grid`). Tokens of
-every block go through the final norm, as DINOv2's linear evaluation does; where that norm comes after pooling they are
-normalised without weights.
+class token (`cls`), the mean patch token (`avg`) and the patch tokens averaged over a coarse grid (`grid`). The first
+two go through the final norm, as in DINOv2's linear evaluation, where it stands before pooling. The tokens of the grid
+are each normalised without weights: those of the final norm are made for the last block, and for earlier ones they
+were measured to cost a point.
 
 Not here: how a readout is fitted (training/readout.py), and its files (weights/readout_folder.py).
 
@@ -93,16 +94,18 @@ def read_features(backbone: Backbone, x: Tensor, layout: FeatureLayout) -> dict[
     wanted = sorted({*layout.layers, last})
     parts = cast(
         "list[tuple[Tensor, Tensor]]",
-        backbone.get_intermediate_layers(x, wanted, return_prefix_tokens=True, norm=True),
+        backbone.get_intermediate_layers(x, wanted, return_prefix_tokens=True),
     )
-    tokens = [torch.cat([prefix, patches], dim=1) for patches, prefix in parts]
-    embedding = backbone.forward_head(tokens[-1], pre_logits=True)
-    own_norm = not isinstance(backbone.norm, nn.Identity)
-    kept = torch.stack([part for part, index in zip(tokens, wanted, strict=True) if index in layout.layers], dim=1)
-    kept = kept if own_norm else functional.layer_norm(kept, kept.shape[-1:])
-    prefix, patches = kept[:, :, : backbone.num_prefix_tokens], kept[:, :, backbone.num_prefix_tokens :]
+    raw = [torch.cat([prefix, patches], dim=1) for patches, prefix in parts]
+    embedding = backbone.forward_head(backbone.norm(raw[-1]), pre_logits=True)
+    kept = torch.stack([part for part, index in zip(raw, wanted, strict=True) if index in layout.layers], dim=1)
+    bare = functional.layer_norm(kept, kept.shape[-1:], eps=backbone.config.norm_eps)[
+        :, :, backbone.num_prefix_tokens :
+    ]
+    normed = backbone.norm(kept)
+    prefix, patches = normed[:, :, : backbone.num_prefix_tokens], normed[:, :, backbone.num_prefix_tokens :]
     features = {"embedding": embedding, **({"cls": prefix[:, :, 0]} if prefix.shape[2] else {})}
-    return features | {"avg": patches.mean(dim=2), "grid": _on_grid(patches, backbone, layout)}
+    return features | {"avg": patches.mean(dim=2), "grid": _on_grid(bare, backbone, layout)}
 
 
 def _on_grid(patches: Tensor, backbone: Backbone, layout: FeatureLayout) -> Tensor:

@@ -124,7 +124,9 @@ def finished_run(run_dir: Path) -> ReadoutResult:
 
 def in_words(settings: Mapping[str, Any]) -> str:
     """Return settings as `key value, key value`."""
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if value is not None)
+    if "mean_of" in settings:
+        return " and ".join(in_words(part) for part in settings["mean_of"])
+    return ", ".join(f"{key} {value}" for key, value in settings.items())
 
 
 def end_screen(result: ReadoutResult, note: str) -> list[str]:

@@ -11,6 +11,7 @@ import numpy as np
 from vit_finetune.common.errors import RequestError
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.export import missing_for_onnx
 from vit_finetune.models import Backbone, FeatureLayout
 from vit_finetune.training import on_main, steps_in
 from vit_finetune.training.feature_cache import FeatureCache, default_cache_dir, size_of
@@ -40,6 +41,8 @@ class ReadoutPlan:
             RequestError: blocks that the network lacks, or features that the cache has no room for.
         """
         section, train = config.readout, config.train
+        if section.onnx and (missing := missing_for_onnx()):
+            raise RequestError(f"readout.onnx needs {', '.join(missing)}: pip install 'vit-finetune[onnx]'")
         if splits.train.labels.ndim != 1:
             raise RequestError("tuning.mode readout is for one class per picture; train a network for several")
         batch = min(train.global_batch_size, len(splits.train))

@@ -6,6 +6,7 @@ The same pictures, weights and settings give the same run; features that an earl
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.manifest import manifest_hash, write_manifest
-from vit_finetune.export import export_readout
+from vit_finetune.export import export_onnx, export_readout
 from vit_finetune.predict import open_splits
 from vit_finetune.readout_run.outcome import (
     METRICS_FILE,
@@ -38,6 +39,7 @@ from vit_finetune.training import RunConsole, check_run_folder, on_main, set_thr
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.folds import folds_of
 from vit_finetune.training.readout import Trial, best_of, search_readout
+from vit_finetune.weights import from_pretrained
 
 
 def run_readout(
@@ -115,6 +117,10 @@ def run_readout(
             class_names=splits.class_names,
             overwrite=True,
         )
+        if config.readout.onnx:
+            whole, _ = from_pretrained(run_dir / "model")
+            shutil.rmtree(run_dir / "onnx", ignore_errors=True)
+            export_onnx(whole.eval(), run_dir / "onnx", input_size=preprocess.input_size)
         clock.lap("score and export")
         write_outcome(
             run_dir, splits=splits, trials=trials, best=best, results=results, kind=exported.kind, clock=clock

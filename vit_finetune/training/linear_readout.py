@@ -11,6 +11,7 @@ Legend: n pictures (with views), m of them span the components, F features, d co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +21,7 @@ from torch import Tensor
 from vit_finetune.models import LinearReadout
 from vit_finetune.models.readout import Input
 from vit_finetune.training.features import FeatureTable
-from vit_finetune.training.solvers import fit_logistic, fit_ridge
+from vit_finetune.training.solvers import fit_logistic, fit_ridge, one_thread
 
 MAX_LANDMARKS = 2048  # pictures that span the components: the eigenproblem grows with the cube
 _CHUNK = 512  # pictures read at once
@@ -80,7 +81,8 @@ class Spectrum:
         """Decompose inner products [m, m], not centred."""
         gram = gram.double()
         mean, total = gram.mean(dim=0), gram.mean()
-        values, vectors = torch.linalg.eigh(gram - mean - gram.mean(dim=1, keepdim=True) + total)
+        with one_thread():
+            values, vectors = torch.linalg.eigh(gram - mean - gram.mean(dim=1, keepdim=True) + total)
         values, vectors = values.flip(0), vectors.flip(1)
         count = max(1, int((values > _SMALLEST * values[0]).sum()))
         return cls(values[:count].clamp_min(torch.finfo(values.dtype).tiny), vectors[:, :count], mean, total)
@@ -226,3 +228,22 @@ def _folded(
         readout.linear.weight.copy_(full.T)
         readout.linear.bias.copy_(offset)
     return readout.eval()
+
+
+def average_linear(readouts: Sequence[LinearReadout]) -> LinearReadout:
+    """Return the linear readout whose logits are the mean of those of several.
+
+    Args:
+        readouts: of inputs of one width each, such as the grids of blocks; some may share inputs.
+    """
+    parts: dict[Input, Tensor] = {}
+    for readout in readouts:
+        weights = readout.linear.weight.detach().double().chunk(len(readout.inputs), dim=1)
+        for item, weight in zip(readout.inputs, weights, strict=True):
+            parts[item] = parts.get(item, torch.zeros_like(weight)) + weight / len(readouts)
+    full = torch.cat(list(parts.values()), dim=1)
+    mean = LinearReadout(tuple(parts), num_features=full.shape[1], num_classes=len(full))
+    with torch.no_grad():
+        mean.linear.weight.copy_(full)
+        mean.linear.bias.copy_(torch.stack([readout.linear.bias.double() for readout in readouts]).mean(dim=0))
+    return mean.eval()

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
-from vit_finetune.models import KNNReadout, Readout
+from vit_finetune.models import KNNReadout, LinearReadout, Readout
 from vit_finetune.models.readout import Input
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.linear_readout import (
@@ -29,6 +29,7 @@ from vit_finetune.training.linear_readout import (
     Scaling,
     Space,
     Spectrum,
+    average_linear,
     fit_linear,
     gram_of,
     landmarks_of,
@@ -85,11 +86,11 @@ class Held:
         """Return the factor by which the logits fit best."""
         return fit_temperature(torch.cat(self.logits), torch.cat(self.labels))
 
-    def figures(self, temperature: float = 1.0) -> tuple[float, float]:
+    def figures(self) -> tuple[float, float]:
         """Return accuracy and mean cross-entropy."""
         logits, labels = torch.cat(self.logits), torch.cat(self.labels)
         right = int((logits.argmax(dim=1) == labels).sum())
-        return right / len(labels), float(functional.cross_entropy(logits.double() * temperature, labels))
+        return right / len(labels), float(functional.cross_entropy(logits.double(), labels))
 
 
 def search_readout(name: str, table: FeatureTable, folds: np.ndarray, *, recipe: Recipe, num_heads: int) -> list[Trial]:
@@ -117,7 +118,9 @@ def search_readout(name: str, table: FeatureTable, folds: np.ndarray, *, recipe:
         probes = grid_of_heads(table, recipe) if name == "sgd_grid" else attentive_probes(table, num_heads=num_heads)
         trials = list(_search_probes(name, table, folds, probes, recipe))
     else:
-        trials = [trial for space in spaces_of(name, table) for trial in _search_linear(name, table, folds, space)]
+        per_space = [list(_search_linear(name, table, folds, space)) for space in spaces_of(name, table)]
+        trials = [trial for trial, _ in itertools.chain(*per_space)]
+        trials += [_average(name, per_space)] if len(per_space) > 1 else []
     seconds = (time.perf_counter() - started) / len(trials)
     return [replace(trial, seconds=seconds) for trial in trials]
 
@@ -159,7 +162,7 @@ def _linear_fits(name: str) -> list[LinearFit]:
     return ridge + [LinearFit("logistic", SPATIAL_DIMS, 0.5, penalty) for penalty in PENALTIES[1:4]]
 
 
-def _search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Space) -> Iterator[Trial]:
+def _search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Space) -> Iterator[tuple[Trial, Held]]:
     """Score solvers and penalties on one space; inner products are computed once."""
     marks = landmarks_of(table)
     gram = gram_of(table, space, Scaling(table, space, marks), marks, marks)
@@ -186,8 +189,24 @@ def _search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Spa
         scaled = replace(how, temperature=sums.temperature()) if how.solver == "ridge" else how
         settings = {"features": _in_words(space.inputs), "solver": how.solver, "penalty": how.penalty}
         settings |= {} if how.dims is None else {"dims": how.dims, "whiten": how.whiten}
-        fit = partial(fit_linear, table, space, scaled)
-        yield _trial(name, settings, sums, fit, temperature=scaled.temperature)
+        scaled_sums = Held([logits * scaled.temperature for logits in sums.logits], sums.labels)
+        yield _trial(name, settings, scaled_sums, partial(fit_linear, table, space, scaled)), scaled_sums
+
+
+def _average(name: str, per_space: Sequence[Sequence[tuple[Trial, Held]]]) -> Trial:
+    """Score the mean of the best try of every space, which is one linear layer again.
+
+    Spaces often differ by less than the folds can tell; their mean then errs less than any choice of one.
+    """
+    best = [min(tries, key=lambda pair: (-pair[0].accuracy, pair[0].loss)) for tries in per_space]
+    logits = [torch.stack(parts).mean(dim=0) for parts in zip(*(held.logits for _, held in best), strict=True)]
+    settings = {"mean_of": [dict(trial.settings) for trial, _ in best]}
+    fits = [trial.fit for trial, _ in best]
+    return _trial(name, settings, Held(logits, best[0][1].labels), partial(_fit_average, fits))
+
+
+def _fit_average(fits: Sequence[Callable[[], Readout]]) -> Readout:
+    return average_linear([readout for fit in fits if isinstance(readout := fit(), LinearReadout)])
 
 
 def _search_knn(table: FeatureTable, folds: np.ndarray) -> Iterator[Trial]:
@@ -266,10 +285,8 @@ def _train_one(table: FeatureTable, probe: Probe, recipe: Recipe) -> Readout:
     return train_probes(table, [probe], recipe, np.arange(len(table)))[0]
 
 
-def _trial(
-    name: str, settings: Mapping[str, Any], held: Held, fit: Callable[[], Readout], *, temperature: float = 1.0
-) -> Trial:
-    accuracy, loss = held.figures(temperature)
+def _trial(name: str, settings: Mapping[str, Any], held: Held, fit: Callable[[], Readout]) -> Trial:
+    accuracy, loss = held.figures()
     return Trial(name, settings, accuracy, loss, 0.0, fit)
 
 
