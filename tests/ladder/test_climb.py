@@ -19,6 +19,7 @@ from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.ladder import Climbed, climb
 from vit_finetune.ladder.decisions import read_log
+from vit_finetune.ladder.rungs import RUNGS as SHIPPED
 
 
 @pytest.fixture(scope="module")
@@ -314,3 +315,26 @@ def test_climb__contradictions_are_refused(pictures: Path, tmp_path: Path) -> No
     with pytest.raises(RequestError, match=r"data\.val_split is null"):
         finetune(budget_config(pictures, tmp_path / "run", data={"val_split": None}))
     assert not (tmp_path / "run").exists()
+
+
+def test_finetune__climbs_the_shipped_ladder_and_replays_it(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rung of the real table on a tiny network: readouts, training, blend; the replay gives equal bytes."""
+    monkeypatch.setenv("VIT_FINETUNE_CACHE", str(tmp_path / "cache"))
+    first = finetune(budget_config(pictures, tmp_path / "one", budget="10m", data={"test_split": "val"}))
+    decided = {decision.rung: decision for decision in read_log(tmp_path / "one").decisions}
+    assert list(decided) == [rung.name for rung in SHIPPED]
+    assert all(decision.runs for decision in decided.values()), "ten minutes are enough for a network of two blocks"
+    assert decided["fine_tune"].starts_from == "logistic"
+    assert decided["fine_tune_readout"].starts_from == "fine_tune"
+    assert Predictor(tmp_path / "one").class_names == ("blue", "green", "red")
+    again = finetune(
+        budget_config(pictures, tmp_path / "two", budget="1s", data={"test_split": "val"}),
+        replay=tmp_path / "one" / "plan.json",
+    )
+    assert again.metrics == first.metrics
+    for rung in SHIPPED:
+        name = f"rungs/{rung.name}/model/model.safetensors"
+        assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
+    assert weights(tmp_path / "one") == weights(tmp_path / "two")
