@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +198,8 @@ def test_resume__after_a_kill_keeps_the_decisions(pictures: Path, tmp_path: Path
     assert before[-1].rung == rung
     assert before[-1].runs
     assert (tmp_path / "run" / "model").is_dir() == (rung != "logistic"), "a model is there from the first rung on"
+    in_place = read_log(tmp_path / "run").in_place
+    assert in_place == (None if rung == "logistic" else "logistic"), "of equal ones the earlier"
 
     with pytest.raises(RequestError, match="holds a run already"):
         climb(config, train=rungs, rungs=RUNGS, clock=clock)
@@ -317,20 +320,22 @@ def test_climb__contradictions_are_refused(pictures: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
 
 
-def test_finetune__climbs_the_shipped_ladder_and_replays_it(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every rung of the real table on a tiny network: readouts, training, blend; the replay gives equal bytes."""
+def test_climb__the_shipped_rungs_and_their_replay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real table, cut to one epoch, on a tiny network: readouts, training, blend; the replay gives equal bytes."""
     monkeypatch.setenv("VIT_FINETUNE_CACHE", str(tmp_path / "cache"))
-    first = finetune(budget_config(pictures, tmp_path / "one", budget="10m", data={"test_split": "val"}))
+    root = make_pictures(tmp_path / "pictures", train=8, val=3)
+    rungs = [replace(rung, epochs=min(rung.epochs, 1)) for rung in SHIPPED]
+    first = climb(budget_config(root, tmp_path / "one", "1h", data={"test_split": "val"}), train=finetune, rungs=rungs)
     decided = {decision.rung: decision for decision in read_log(tmp_path / "one").decisions}
     assert list(decided) == [rung.name for rung in SHIPPED]
-    assert all(decision.runs for decision in decided.values()), "ten minutes are enough for a network of two blocks"
+    assert all(decision.runs for decision in decided.values()), "an hour is enough for a network of two blocks"
     assert decided["fine_tune"].starts_from == "logistic"
     assert decided["fine_tune_readout"].starts_from == "fine_tune"
     assert Predictor(tmp_path / "one").class_names == ("blue", "green", "red")
-    again = finetune(
-        budget_config(pictures, tmp_path / "two", budget="1s", data={"test_split": "val"}),
+    again = climb(
+        budget_config(root, tmp_path / "two", "1s", data={"test_split": "val"}),
+        train=finetune,
+        rungs=rungs,
         replay=tmp_path / "one" / "plan.json",
     )
     assert again.metrics == first.metrics

@@ -119,8 +119,8 @@ def climb(
     console.log_to(run_dir / "run.log")
     spent = log.decisions[-1].elapsed_seconds if log.decisions else 0.0
     climber = _Climber(config, train, accelerator, console, splits, log, budget, lambda: spent + clock() - started)
-    told = "taken over from a plan" if replay is not None else f"{duration_text(budget)} from now"
-    console.say(f"budget   {told}; {len(rungs)} rungs to try, the best on val is kept")
+    told = "decisions taken over from a plan" if replay is not None else f"{duration_text(budget - spent)} left"
+    console.say(f"budget   {config.train.budget}, {told}; {len(rungs)} rungs to try, the best on val is kept")
     for place, rung in enumerate(rungs, start=1):
         climber.consider(rung, f"{place}/{len(rungs)}")
     return climber.end()
@@ -148,6 +148,7 @@ class _Climber:
         if self.seen.val is None:
             raise RequestError("train.budget chooses by the val split, and this data has none; give one")
         self.num_val = len(self.seen.val)
+        self.in_place = self.log.in_place
 
     def now(self) -> float:
         """Return the seconds of the budget that are gone, the same on every process."""
@@ -262,7 +263,11 @@ class _Climber:
             if not (is_better(metric, value, best) or ties):
                 return
         self.best = row
-        on_main(self.accelerator, lambda: self.put_in_place(row.rung))
+        if self.in_place is None:
+            on_main(self.accelerator, lambda: self.put_in_place(row.rung))
+            self.write(replace(self.log, in_place=row.rung))
+        elif self.in_place == row.rung:  # a resumed run has passed the rungs that this one was better than
+            self.in_place = None
 
     def put_in_place(self, rung: str) -> None:
         """Make `model/` the model of a rung, in one step."""

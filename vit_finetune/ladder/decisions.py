@@ -1,7 +1,8 @@
 """What a run under a budget decided, as it was decided: the one place where the clock leaves a trace.
 
     plan.json   {"budget": "10m", "config": {...}, "data": DIGEST, "num_threads": 2, "mixed_precision": "no", ...
-                 "pace": {...}, "took": {...}, "decisions": [{"rung": "knn", "decision": "run", ...}, ...]}
+                 "pace": {...}, "took": {...}, "in_place": "knn",
+                 "decisions": [{"rung": "knn", "decision": "run", ...}, ...]}
 
 A decision that stands in the file is kept: by a resumed run, and by a replay, which is given the file. So a replay is
 a function of (configuration, data, file), like any run is one of (configuration, data).
@@ -66,6 +67,7 @@ class Log:
         num_processes: processes that share the run.
         pace: seconds that were measured, of `Pace`; None before the first rung was climbed.
         took: seconds of each rung that was climbed, by name.
+        in_place: the rung whose model `model/` holds; None before there is one.
         decisions: in the order they were made.
     """
 
@@ -77,6 +79,7 @@ class Log:
     num_processes: int
     pace: Mapping[str, float | None] | None = None
     took: Mapping[str, float] = field(default_factory=dict)
+    in_place: str | None = None
     decisions: tuple[Decision, ...] = ()
 
     def of(self, rung: str) -> Decision | None:
