@@ -89,8 +89,10 @@ def train(
             print(f"error: {message}", file=sys.stderr)
         sys.exit(code)
     from vit_finetune.finetune import finetune
+    from vit_finetune.training import leave_processes
 
     finetune(config, resume=resume, overwrite=overwrite, replay=plan)
+    leave_processes()
 
 
 @app.command()

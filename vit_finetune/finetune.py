@@ -32,6 +32,7 @@ from vit_finetune.training import (
     FitOptions,
     RunConsole,
     check_run_folder,
+    end_run,
     fit,
     make_optimizer,
     new_run_folder,
@@ -217,7 +218,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         write_json(run_dir / "metrics.json", summary)
 
     on_main(accelerator, write)
-    accelerator.end_training()
+    end_run(accelerator)
     if corrupted is not None:
         console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, config.evaluation.metric)))
     console.say(*_end_screen(finished, final_split, blend))

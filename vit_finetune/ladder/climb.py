@@ -24,7 +24,7 @@ from vit_finetune.evaluation import is_better
 from vit_finetune.ladder.blending import blend
 from vit_finetune.ladder.deciding import Situation, decide
 from vit_finetune.ladder.decisions import RUN, Decision, Log
-from vit_finetune.ladder.opening import checked_budget, open_run
+from vit_finetune.ladder.opening import checked_budget, open_run, settled_precision
 from vit_finetune.ladder.pace import PILOT_STEPS, Pace, pilot_splits, read_pilot
 from vit_finetune.ladder.rungs import BLEND, RUNGS, TRAINING, Rung, rung_config, rung_dir
 from vit_finetune.ladder.telling import Row, finish, table
@@ -98,7 +98,7 @@ def climb(
     budget, run_dir = checked_budget(config), Path(config.run.dir)
     accelerator = start_accelerator(
         device=config.run.device,
-        mixed_precision=config.train.mixed_precision,
+        mixed_precision=settled_precision(config, resume=resume, plan=replay),
         trackers=(),  # each rung speaks to the trackers itself
         run_dir=run_dir,
         deterministic=config.run.deterministic,

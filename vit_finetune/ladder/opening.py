@@ -14,8 +14,9 @@ from vit_finetune.common.machine import environment
 from vit_finetune.config import Config, TuningConfig
 from vit_finetune.data import Splits
 from vit_finetune.data.manifest import manifest_hash, write_manifest
-from vit_finetune.ladder.decisions import Log, check_replay, read_log
-from vit_finetune.training import check_run_folder, has_bf16_units, on_main
+from vit_finetune.ladder.decisions import PLAN_FILE, Log, check_replay, read_log
+from vit_finetune.training import check_run_folder, has_bf16_units, on_main, resolve_device
+from vit_finetune.training.processes import resolve_precision
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -87,7 +88,7 @@ def open_run(
                 config=values,
                 data=digest,
                 num_threads=num_threads,
-                mixed_precision=_precision(config, accelerator),
+                mixed_precision=str(accelerator.mixed_precision),
                 num_processes=accelerator.num_processes,
             )
             if replayed is not None:
@@ -106,11 +107,23 @@ def open_run(
     return on_main(accelerator, work)
 
 
-def _precision(config: Config, accelerator: Accelerator) -> str:
-    """Return no, bf16 or fp16: a plan that is written down may know this processor, which a recipe's auto may not."""
-    if config.train.mixed_precision == "auto" and has_bf16_units(accelerator.device.type):
+def settled_precision(config: Config, *, resume: bool, plan: str | Path | None) -> str:
+    """Return no, bf16 or fp16, before Accelerate is told: a process may not change it later.
+
+    A plan that is written down may know this processor, which a recipe's auto may not; one that stands is kept to.
+
+    Args:
+        config: of the run.
+        resume: go on with the run in `run.dir`, if there is one.
+        plan: plan.json of the run to replay, if one is.
+    """
+    standing = Path(config.run.dir) if plan is None else Path(plan)
+    if plan is not None or (resume and (standing / PLAN_FILE).is_file()):
+        return read_log(standing).mixed_precision
+    kind = resolve_device(config.run.device)
+    if config.train.mixed_precision == "auto" and has_bf16_units(kind):
         return "bf16"
-    return str(accelerator.mixed_precision)
+    return resolve_precision(config.train.mixed_precision, kind)
 
 
 def _whole(plan: Path, rungs: Sequence[str]) -> Log:

@@ -35,7 +35,7 @@ from vit_finetune.readout_run.outcome import (
 )
 from vit_finetune.readout_run.planning import ReadoutPlan
 from vit_finetune.readout_run.tables import feature_tables
-from vit_finetune.training import RunConsole, check_run_folder, on_main, set_threads, start_accelerator
+from vit_finetune.training import RunConsole, check_run_folder, end_run, on_main, set_threads, start_accelerator
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.folds import folds_of
 from vit_finetune.training.readout import Trial, best_of, search_readout
@@ -129,7 +129,7 @@ def run_readout(
 
     note = on_main(accelerator, choose_and_write)
     finished = finished_run(run_dir)
-    accelerator.end_training()
+    end_run(accelerator)
     console.say(*end_screen(finished, note))
     return finished
 

@@ -68,6 +68,21 @@ def start_accelerator(
     return accelerator
 
 
+def end_run(accelerator: Accelerator) -> None:
+    """Let a run's trackers finish; the processes stay together, since another run may follow in them.
+
+    Accelerate's own `end_training` takes the group of processes apart, and a second run then finds none.
+    """
+    for tracker in accelerator.trackers:
+        tracker.finish()
+
+
+def leave_processes() -> None:
+    """Take the group of processes apart, where there is one: nothing follows."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def resolve_device(device: str) -> str:
     """Return cpu, cuda or mps for a recipe's `run.device`.
 
