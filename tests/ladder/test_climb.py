@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ladder_helpers import MIX, PROBE, RUNGS, TUNE, Clock, budget_config
-from run_helpers import make_pictures, tiny_config
+from run_helpers import make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
 from vit_finetune import Predictor, finetune
@@ -343,3 +343,16 @@ def test_climb__the_shipped_rungs_and_their_replay(tmp_path: Path, monkeypatch: 
         name = f"rungs/{rung.name}/model/model.safetensors"
         assert (tmp_path / "two" / name).read_bytes() == (tmp_path / "one" / name).read_bytes(), name
     assert weights(tmp_path / "one") == weights(tmp_path / "two")
+
+
+@pytest.mark.slow
+def test_climb__two_processes_share_it(tmp_path: Path) -> None:
+    """On two gloo processes every rung is climbed in turn, with one set of decisions, and only the first one speaks."""
+    root = make_pictures(tmp_path / "pictures", train=8, val=3)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(budget_config(root, tmp_path / "run", "1h").to_yaml())
+    done = run_module(["train", str(recipe), "--num-processes", "2"], VIT_FINETUNE_CACHE=str(tmp_path / "cache"))
+    assert done.returncode == 0, done.stderr
+    assert rungs_of(tmp_path / "run") == {rung.name: "run" for rung in SHIPPED}
+    assert done.stdout.count("rung     8/8 blend") == 1
+    assert read_log(tmp_path / "run").num_processes == 2
