@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import torch
@@ -41,6 +41,9 @@ from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.readout import Trial, best_of, search_readout
 from vit_finetune.weights import from_pretrained
 
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
 
 def run_readout(
     config: Config, *, resume: bool = False, overwrite: bool = False, data: Splits | None = None
@@ -61,15 +64,7 @@ def run_readout(
         WorkError: the disk refused; what was written before is whole.
     """
     run_dir, clock = Path(config.run.dir), Clock()
-    accelerator = start_accelerator(
-        device=config.run.device,
-        mixed_precision=config.train.mixed_precision,
-        trackers=(),
-        run_dir=run_dir,
-        deterministic=config.run.deterministic,
-    )
-    set_threads(config.run.num_threads)
-    console = RunConsole(enabled=accelerator.is_main_process)
+    accelerator, console = _processes(config)
     values = config.model_dump(mode="json")
     resuming = on_main(accelerator, lambda: check_run_folder(run_dir, values, resume=resume, overwrite=overwrite))
     splits = data or open_splits(config.data, seed=config.run.seed)
@@ -111,6 +106,19 @@ def run_readout(
     accelerator.end_training()
     console.say(*end_screen(finished, note))
     return finished
+
+
+def _processes(config: Config) -> tuple[Accelerator, RunConsole]:
+    """Return the processes of the run, as the recipe wants them, and their voice."""
+    accelerator = start_accelerator(
+        device=config.run.device,
+        mixed_precision=config.train.mixed_precision,
+        trackers=(),
+        run_dir=Path(config.run.dir),
+        deterministic=config.run.deterministic,
+    )
+    set_threads(config.run.num_threads)
+    return accelerator, RunConsole(enabled=accelerator.is_main_process)
 
 
 def _choose_and_write(
