@@ -145,7 +145,7 @@ PRETRAINED = (
         ),
         (
             least(tuning={"mode": "lora"}),
-            "tuning.mode: got 'lora'; input should be 'full', 'linear_probe' or 'last_n'",
+            "tuning.mode: got 'lora'; input should be 'full', 'linear_probe', 'last_n' or 'readout'",
         ),
     ],
 )
@@ -302,7 +302,7 @@ def test_config__every_field_is_described() -> None:
     """Every field of every section carries its documentation, which is what messages, help and editors show."""
     names = {name for name, _ in sections(Config)}
     assert names == {
-        *("model", "data", "tuning", "train", "optimizer", "schedule", "evaluation", "checkpoint", "run"),
+        *("model", "data", "tuning", "readout", "train", "optimizer", "schedule", "evaluation", "checkpoint", "run"),
     }
     silent = [
         f"{name}.{key}"

@@ -65,7 +65,7 @@ def test_export__a_linear_readout_of_the_embedding_is_a_timm_folder(overrides: d
 
 
 def test_export__an_attentive_probe_is_timms_attention_pooling(tmp_path: Path) -> None:
-    """With as many queries as heads on all tokens of the last block, timm's own attention pooling computes the probe."""
+    """With a query per head on all tokens of the last block, timm's own attention pooling computes the probe."""
     model = tiny()
     readout = filled(AttentiveReadout((("grid", 1),), dim=48, num_queries=3, num_classes=3))
     done = export_readout(model, readout, LAYOUT, tmp_path / "out", preprocess=SPEC, class_names=NAMES)

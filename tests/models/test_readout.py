@@ -19,7 +19,7 @@ from vit_finetune.models import (
     create_model,
     read_features,
 )
-from vit_finetune.models.readout import grid_average
+from vit_finetune.models.features import grid_average
 
 IMAGES = torch.randn(2, 3, 80, 64, generator=torch.Generator().manual_seed(0))
 

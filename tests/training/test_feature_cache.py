@@ -46,8 +46,7 @@ def test_cache__rows_come_back_as_written(tmp_path: Path) -> None:
 
 def test_cache__oldest_used_goes_first(tmp_path: Path) -> None:
     """With room for two entries a third evicts the one used longest ago, not the one written first."""
-    room = 2 * (BYTES + 1000)
-    cache = FeatureCache(tmp_path, room)
+    cache = FeatureCache(tmp_path, 2000)  # an entry takes about 830 bytes with its headers
     fill(cache, "a0")
     fill(cache, "b0")
     for age, key in ((50, "b0"), (100, "a0")):
@@ -60,7 +59,7 @@ def test_cache__oldest_used_goes_first(tmp_path: Path) -> None:
 
 
 def test_check_room__refuses_what_does_not_fit(tmp_path: Path) -> None:
-    """More bytes than the limit are refused with both figures, and more than the disk has, before anything is written."""
+    """More bytes than the limit, or than the disk has, are refused with both figures before anything is written."""
     with pytest.raises(RequestError, match=r"take 3\.00 GB, readout\.cache_limit_gb is 2\.00 GB"):
         FeatureCache(tmp_path / "none", 2 * 10**9).check_room([10**9, 2 * 10**9])
     with pytest.raises(RequestError, match=r"the disk of .*none has"):

@@ -16,13 +16,13 @@ def test_folds__every_class_is_spread_evenly(how: str) -> None:
     """Each fold holds a quarter of each class, whichever way."""
     folds = folds_of(LABELS, num_folds=4, how=how, seed=0)
     for label, count in ((0, 5), (1, 3), (2, 2)):
-        assert np.bincount(folds[LABELS == label]).tolist() == [count] * 4
+        assert np.bincount(folds[label == LABELS]).tolist() == [count] * 4
 
 
 def test_folds__contiguous_keeps_neighbours_together() -> None:
     """Contiguous folds rise along each class; stratified ones are dealt at random, the same for the same seed."""
     runs = folds_of(LABELS, num_folds=4, how="contiguous", seed=0)
-    assert all((np.diff(runs[LABELS == label]) >= 0).all() for label in range(3))
+    assert all((np.diff(runs[label == LABELS]) >= 0).all() for label in range(3))
     dealt = [folds_of(LABELS, num_folds=4, how="stratified", seed=seed) for seed in (0, 0, 1)]
     np.testing.assert_array_equal(dealt[0], dealt[1])
     assert (dealt[0] != dealt[2]).any()

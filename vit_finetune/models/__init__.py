@@ -7,17 +7,16 @@ positions in `rope.py`, `rope_vit.py`; relative ones in `rel_pos_vit.py`; then `
 from vit_finetune.models.attention import attention_maps
 from vit_finetune.models.backbone import Backbone
 from vit_finetune.models.bias_table import resize_bias_table
+from vit_finetune.models.features import FeatureLayout, read_features
 from vit_finetune.models.head import replace_head
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.readout import (
     AttentiveReadout,
-    FeatureLayout,
     KNNReadout,
     LinearReadout,
     Readout,
     ReadoutModel,
     build_readout,
-    read_features,
 )
 from vit_finetune.models.rel_pos_vit import RelPosViT, RelPosViTConfig
 from vit_finetune.models.rope_vit import RopeViT, RopeViTConfig

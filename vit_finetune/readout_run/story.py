@@ -5,10 +5,9 @@ The same pictures, weights and settings give the same run; features that an earl
 
 from __future__ import annotations
 
-import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
 import torch
@@ -17,11 +16,13 @@ from vit_finetune.assembly import build_model, preprocess_of
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json, write_text
 from vit_finetune.common.machine import environment
+from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
-from vit_finetune.data import ImageSet, Splits
+from vit_finetune.data import Splits
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.export import export_onnx, export_readout
+from vit_finetune.models import Backbone
 from vit_finetune.predict import open_splits
 from vit_finetune.readout_run.outcome import (
     METRICS_FILE,
@@ -37,9 +38,11 @@ from vit_finetune.readout_run.planning import ReadoutPlan
 from vit_finetune.readout_run.tables import feature_tables
 from vit_finetune.training import RunConsole, check_run_folder, end_run, on_main, set_threads, start_accelerator
 from vit_finetune.training.features import FeatureTable
-from vit_finetune.training.folds import folds_of
 from vit_finetune.training.readout import Trial, best_of, search_readout
 from vit_finetune.weights import from_pretrained
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 
 def run_readout(
@@ -61,15 +64,7 @@ def run_readout(
         WorkError: the disk refused; what was written before is whole.
     """
     run_dir, clock = Path(config.run.dir), Clock()
-    accelerator = start_accelerator(
-        device=config.run.device,
-        mixed_precision=config.train.mixed_precision,
-        trackers=(),
-        run_dir=run_dir,
-        deterministic=config.run.deterministic,
-    )
-    set_threads(config.run.num_threads)
-    console = RunConsole(enabled=accelerator.is_main_process)
+    accelerator, console = _processes(config)
     values = config.model_dump(mode="json")
     resuming = on_main(accelerator, lambda: check_run_folder(run_dir, values, resume=resume, overwrite=overwrite))
     splits = data or open_splits(config.data, seed=config.run.seed)
@@ -100,38 +95,67 @@ def run_readout(
     )
     console.say(f"features {clock.lap('features'):.1f} s")
 
-    # The readout that train prefers, fitted on all of train; val and test are looked at once it stands.
-    def choose_and_write() -> str:
-        trials = _search(config, splits, tables["train"], plan, console)
-        best = best_of(trials)
-        clock.lap("search")
-        readout = best.fit()
-        clock.lap("fit")
-        results = {name: score_readout(tables[name], readout, splits.class_names) for name in tables if name != "train"}
-        exported = export_readout(
-            model.to("cpu"),
-            readout,
-            plan.layout,
-            run_dir / "model",
-            preprocess=preprocess,
-            class_names=splits.class_names,
-            overwrite=True,
-        )
-        if config.readout.onnx:
-            whole, _ = from_pretrained(run_dir / "model")
-            shutil.rmtree(run_dir / "onnx", ignore_errors=True)
-            export_onnx(whole.eval(), run_dir / "onnx", input_size=preprocess.input_size)
-        clock.lap("score and export")
-        write_outcome(
-            run_dir, splits=splits, trials=trials, best=best, results=results, kind=exported.kind, clock=clock
-        )
-        return exported.note
-
-    note = on_main(accelerator, choose_and_write)
+    # The readout that train prefers, fitted on all of train, and all of it written by the first process.
+    note = on_main(
+        accelerator,
+        lambda: _choose_and_write(
+            config, model, preprocess, splits, plan=plan, tables=tables, console=console, clock=clock
+        ),
+    )
     finished = finished_run(run_dir)
     end_run(accelerator)
     console.say(*end_screen(finished, note))
     return finished
+
+
+def _processes(config: Config) -> tuple[Accelerator, RunConsole]:
+    """Return the processes of the run, as the recipe wants them, and their voice."""
+    accelerator = start_accelerator(
+        device=config.run.device,
+        mixed_precision=config.train.mixed_precision,
+        trackers=(),
+        run_dir=Path(config.run.dir),
+        deterministic=config.run.deterministic,
+    )
+    set_threads(config.run.num_threads)
+    return accelerator, RunConsole(enabled=accelerator.is_main_process)
+
+
+def _choose_and_write(
+    config: Config,
+    model: Backbone,
+    preprocess: PreprocessSpec,
+    splits: Splits,
+    *,
+    plan: ReadoutPlan,
+    tables: dict[str, FeatureTable],
+    console: RunConsole,
+    clock: Clock,
+) -> str:
+    """Choose and fit a readout, look at val and test once it stands, and write what others open; say who does."""
+    run_dir = Path(config.run.dir)
+    trials = _search(tables["train"], plan, console)
+    best = best_of(trials)
+    clock.lap("search")
+    readout = best.fit()
+    clock.lap("fit")
+    results = {name: score_readout(tables[name], readout, splits.class_names) for name in tables if name != "train"}
+    exported = export_readout(
+        model.to("cpu"),
+        readout,
+        plan.layout,
+        run_dir / "model",
+        preprocess=preprocess,
+        class_names=splits.class_names,
+        overwrite=True,
+    )
+    if config.readout.onnx:
+        whole, _ = from_pretrained(run_dir / "model")
+        shutil.rmtree(run_dir / "onnx", ignore_errors=True)
+        export_onnx(whole.eval(), run_dir / "onnx", input_size=preprocess.input_size)
+    clock.lap("score and export")
+    write_outcome(run_dir, splits=splits, trials=trials, best=best, results=results, kind=exported.kind, clock=clock)
+    return exported.note
 
 
 def _check_same_data(run_dir: Path, splits: Splits) -> None:
@@ -150,35 +174,12 @@ def _open(run_dir: Path, config: Config, splits: Splits, facts: dict[str, Any]) 
             write_json(folder / f"{name}.json", values)
 
 
-def _search(config: Config, splits: Splits, table: FeatureTable, plan: ReadoutPlan, console: RunConsole) -> list[Trial]:
+def _search(table: FeatureTable, plan: ReadoutPlan, console: RunConsole) -> list[Trial]:
     """Score every candidate on held-out folds of train."""
-    section = config.readout
-    folds = folds_of(
-        table.labels,
-        num_folds=section.num_folds,
-        how=section.folds,
-        seed=config.run.seed,
-        groups=None if section.groups is None else _groups(splits.train, section.groups),
-    )
     trials = []
     for name in plan.names:
-        found = search_readout(name, table, folds, recipe=plan.recipe, num_heads=plan.num_heads)
+        found = search_readout(name, table, plan.folds, recipe=plan.recipe, num_heads=plan.num_heads)
         best, seconds = best_of(found), sum(trial.seconds for trial in found)
         console.say(f"readout  {name}: {best.accuracy:.4f} held out ({in_words(best.settings)}), {seconds:.1f} s")
         trials += found
     return trials
-
-
-def _groups(pictures: ImageSet, expression: str) -> list[str]:
-    """Return the group that each picture's path names.
-
-    Raises:
-        RequestError: a path that the expression does not find anything in.
-    """
-    found = [re.search(expression, pictures.store.key(index)) for index in range(len(pictures))]
-    if missing := [index for index, match in enumerate(found) if match is None]:
-        raise RequestError(
-            f"readout.groups {expression!r} finds nothing in {len(missing)} paths, such as "
-            f"{pictures.store.key(missing[0])}; it must match every training picture"
-        )
-    return [match.group(1 if match.re.groups else 0) or "" for match in found if match is not None]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import WorkError
 from vit_finetune.models import Backbone, FeatureLayout, read_features
-from vit_finetune.models.readout import Input
+from vit_finetune.models.features import Input
 from vit_finetune.training.feature_cache import FeatureCache, Shapes, cache_key, write_rows
 from vit_finetune.training.processes import on_main
 

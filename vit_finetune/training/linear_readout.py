@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from vit_finetune.models import LinearReadout
-from vit_finetune.models.readout import Input
+from vit_finetune.models.features import Input
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.solvers import fit_logistic, fit_ridge, one_thread
 

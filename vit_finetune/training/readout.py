@@ -22,7 +22,7 @@ from torch.nn import functional
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.models import KNNReadout, LinearReadout, Readout
-from vit_finetune.models.readout import Input
+from vit_finetune.models.features import Input
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.linear_readout import (
     LinearFit,

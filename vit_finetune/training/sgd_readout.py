@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.models import AttentiveReadout, LinearReadout, Readout
-from vit_finetune.models.readout import Input
+from vit_finetune.models.features import Input
 from vit_finetune.training.features import FeatureTable
 
 GRID_LRS = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)

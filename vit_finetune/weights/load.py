@@ -128,10 +128,8 @@ def from_pretrained(
             pos_embed=pos_embed,
             grid=grid or stated_grid(checkpoint, converted.tensors),
         )
-    if isinstance(source, Mapping):
-        # The caller's tensors stay the caller's: training must not write into them.
-        fitted.tensors = {key: tensor.detach().clone() for key, tensor in fitted.tensors.items()}
-    notes = _put_into(model, fitted, assign=True)
+    # A caller's tensors stay the caller's: training must not write into them.
+    notes = _put_into(model, fitted, assign=True, copy=isinstance(source, Mapping))
     if num_classes:
         replace_head(model, num_classes, init=head_init)
         fitted.newly_initialized += [key for key in model.state_dict() if key.startswith(HEAD_PARTS)]
@@ -205,7 +203,7 @@ def _size_head(model: Backbone, tensors: Mapping[str, Tensor], pos_embed: str, g
     replace_head(model, int(head.shape[0]))
 
 
-def _put_into(model: Backbone, fitted: Fitted, *, assign: bool) -> list[str]:
+def _put_into(model: Backbone, fitted: Fitted, *, assign: bool, copy: bool = False) -> list[str]:
     """Load the fitted tensors strictly.
 
     Returns:
@@ -219,7 +217,7 @@ def _put_into(model: Backbone, fitted: Fitted, *, assign: bool) -> list[str]:
         for key, tensor in values.items():
             value = tensor.to(target[key].dtype).contiguous()
             # Two names of one stored tensor become two parameters, which must not train as one.
-            values[key] = value.clone() if value.data_ptr() in taken else value
+            values[key] = value.detach().clone() if copy or value.data_ptr() in taken else value
             taken.add(value.data_ptr())
     model.load_state_dict(values, strict=True, assign=assign)
     left = [key for key, tensor in itertools.chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta]
