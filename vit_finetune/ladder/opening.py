@@ -93,12 +93,7 @@ def open_run(
             )
             if replayed is not None:
                 check_replay(replayed, log)
-                log = replace(
-                    log,
-                    num_threads=replayed.num_threads,
-                    mixed_precision=replayed.mixed_precision,
-                    decisions=replayed.decisions,
-                )
+                log = replace(log, num_threads=replayed.num_threads, decisions=replayed.decisions)
             write_text(folder / "config.yaml", config.to_yaml())
             write_json(folder / "environment.json", environment())
             log.write(folder)
