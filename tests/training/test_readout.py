@@ -98,7 +98,7 @@ def test_search_readout__views_train_but_are_not_held_out() -> None:
 def test_search_readout__unknown_name() -> None:
     """A misspelt readout is refused with what was meant."""
     with pytest.raises(RequestError, match="did you mean 'spatial'"):
-        search_readout("spacial", TABLE, FOLDS, recipe=RECIPE, num_heads=2)
+        search_readout("spatail", TABLE, FOLDS, recipe=RECIPE, num_heads=2)
 
 
 def test_attentive_probes__queries_that_divide_the_width() -> None:
