@@ -4,7 +4,7 @@ Each row is a run of `tuning.mode: readout` in this process: cold computes the f
 The baselines are scikit-learn's on the same features: last class token + logistic regression (C by cross-validation)
 and, with `--pixels`, raw pixels + support-vector machine. Everything is chosen on train/ alone; val/ is scored once.
 
-Run: python benchmarks/readouts.py FOLDER [--img-size 98] [--names knn logistic spatial auto] [--folds contiguous]
+Run: python benchmarks/readouts.py FOLDER [--img-size 98] [--names knn logistic spatial auto] [--folds stratified]
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("folder", help="root/{train,val}/CLASS/...")
     parser.add_argument("--pretrained", default="demo")
     parser.add_argument("--img-size", type=int, default=98)
-    parser.add_argument("--folds", default="stratified", choices=["stratified", "contiguous"])
+    parser.add_argument("--folds", default="contiguous", choices=["contiguous", "stratified"])
     parser.add_argument("--epochs", type=float, default=10)
     parser.add_argument("--names", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--cold", action="store_true", help="compute the features anew for each readout")

@@ -41,7 +41,7 @@ def finished(pictures: Path, cache: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_run__folder_is_the_documented_one(finished: RunResult) -> None:
-    """Every file is there; every try has a held-out accuracy, the chosen one the highest; seconds stand apart."""
+    """Every file is there; every try has a held-out accuracy, one as good as the best is chosen; no seconds."""
     names = {path.name for path in finished.run_dir.iterdir()}
     assert names == {
         *("config.yaml", "plan.json", "environment.json", "load_report.json", "manifest.parquet", "metrics.jsonl"),
@@ -49,7 +49,9 @@ def test_run__folder_is_the_documented_one(finished: RunResult) -> None:
     }
     told = json.loads((finished.run_dir / "readout.json").read_text())
     assert {row["readout"] for row in told["tried"]} == {"knn", "logistic", "multilayer", "spatial"}
-    assert told["chosen"]["accuracy"] == max(row["accuracy"] for row in told["tried"])
+    top = max(row["accuracy"] for row in told["tried"])
+    within = [row for row in told["tried"] if row["accuracy"] >= top - (top * (1 - top) / 42) ** 0.5]
+    assert told["chosen"]["loss"] == min(row["loss"] for row in within)
     parts = [json.loads(line)["part"] for line in (finished.run_dir / "timing.jsonl").read_text().splitlines()]
     assert {"features", "search", "fit", "search spatial"} <= set(parts)
     assert not any("seconds" in row for row in told["tried"])

@@ -70,7 +70,6 @@ def test_search_readout__finds_the_signal(name: str) -> None:
     first, again = (search_readout(name, TABLE, FOLDS, recipe=Recipe(60, 16, 0), num_heads=2) for _ in range(2))
     assert [trial.to_mapping() for trial in first] == [trial.to_mapping() for trial in again]
     best = best_of(first)
-    assert best.accuracy == max(trial.accuracy for trial in first)
     assert 0.5 < best.accuracy <= 1.0
     others = table_of(60, seed=5)
     right = (logits_of(others, best.fit(), ROWS).argmax(dim=1).numpy() == others.labels).mean()
@@ -99,10 +98,20 @@ def test_search_readout__views_train_but_are_not_held_out() -> None:
 def test_search_readout__unknown_name() -> None:
     """A misspelt readout is refused with what was meant."""
     with pytest.raises(RequestError, match="did you mean 'spatial'"):
-        search_readout("spacial", TABLE, FOLDS, recipe=RECIPE, num_heads=2)
+        search_readout("spatail", TABLE, FOLDS, recipe=RECIPE, num_heads=2)
 
 
 def test_attentive_probes__queries_that_divide_the_width() -> None:
     """Queries are as many as heads, and 32 where the width divides by it."""
     assert {probe.num_queries for probe in attentive_probes(TABLE, num_heads=3)} == {3}
     assert {probe.num_queries for probe in attentive_probes(table_of(width=64), num_heads=4)} == {4, 32}
+
+
+def test_best_of__accuracy_to_one_standard_error_then_loss() -> None:
+    """0.93 of 1,000 has an error of 0.0081: 0.925 with less loss wins, 0.92 with still less does not."""
+    first = search_readout("logistic", TABLE, FOLDS, recipe=RECIPE, num_heads=2)[0]
+    tries = [
+        replace(first, accuracy=accuracy, loss=loss, count=1000)
+        for accuracy, loss in ((0.93, 0.3), (0.925, 0.2), (0.92, 0.1))
+    ]
+    assert best_of(tries) is tries[1]

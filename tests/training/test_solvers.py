@@ -11,8 +11,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
+from vit_finetune.training.knn_readout import fit_knn
 from vit_finetune.training.linear_readout import LinearFit, Space, Spectrum, average_linear, fit_linear
-from vit_finetune.training.readout import fit_knn, logits_of
+from vit_finetune.training.readout import logits_of
 from vit_finetune.training.solvers import fit_logistic, fit_ridge, fit_temperature
 
 ROWS = np.arange(60)

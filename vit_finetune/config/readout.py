@@ -34,9 +34,9 @@ class ReadoutConfig(Section):
     """Views of each training picture: the plain one, and further ones varied as the data section says."""
     num_folds: Annotated[int, Field(ge=2)] = 4
     """Parts of train that are held out in turn."""
-    folds: Literal["stratified", "contiguous"] = "stratified"
-    """stratified: each class dealt out at random. contiguous: each class cut in its file order, which is the honest way
-    where neighbours are of one series, person or day and new pictures are not."""
+    folds: Literal["contiguous", "stratified"] = "contiguous"
+    """contiguous: each class cut in its file order, which is honest where neighbours are of one series, person or day,
+    and as good as any where they aren't. stratified: each class dealt out at random."""
     groups: str | None = None
     """A regular expression searched in each picture's path below the root (its first group, or all it matches):
     pictures that give the same text are held out together, such as "patient_(\\d+)"."""

@@ -6,6 +6,7 @@ The same pictures, weights and settings give the same run; features that an earl
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -96,12 +97,8 @@ def run_readout(
     console.say(f"features {clock.lap('features'):.1f} s")
 
     # The readout that train prefers, fitted on all of train, and all of it written by the first process.
-    note = on_main(
-        accelerator,
-        lambda: _choose_and_write(
-            config, model, preprocess, splits, plan=plan, tables=tables, console=console, clock=clock
-        ),
-    )
+    work = partial(_choose_and_write, config, model, preprocess, splits, plan=plan, tables=tables)
+    note = on_main(accelerator, partial(work, console=console, clock=clock))
     finished = finished_run(run_dir)
     end_run(accelerator)
     console.say(*end_screen(finished, note))

@@ -1,7 +1,8 @@
 """The readouts by name: what is tried for each, how a try is scored on held-out folds, and the final fit.
 
-A try is chosen by accuracy over folds of the training pictures, nothing else is looked at; ties go to the smaller
-cross-entropy, then to the try that stands first. Scaling is taken from all training pictures (no label is used);
+A try is chosen by folds of the training pictures, nothing else is looked at: of the tries whose accuracy is within one
+standard error of the best, which is as far as that many pictures tell them apart, the one of the smallest
+cross-entropy, which sees finer. Scaling is taken from all training pictures (no label is used);
 principal components are refitted without each held-out fold, since whitened ones would fit its pictures too.
 """
 
@@ -21,9 +22,10 @@ from torch.nn import functional
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
-from vit_finetune.models import KNNReadout, LinearReadout, Readout
+from vit_finetune.models import LinearReadout, Readout
 from vit_finetune.models.features import Input
 from vit_finetune.training.features import FeatureTable
+from vit_finetune.training.knn_readout import TEMPERATURE, fit_knn
 from vit_finetune.training.linear_readout import (
     LinearFit,
     Scaling,
@@ -39,9 +41,9 @@ from vit_finetune.training.solvers import fit_logistic, fit_ridge, fit_temperatu
 
 READOUTS = ("knn", "logistic", "multilayer", "spatial", "sgd_grid", "attentive")
 NEIGHBOURS = (5, 10, 20, 100, 200)
-TEMPERATURE = 0.07
 PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 SPATIAL_DIMS = 512
+_SEARCH_ITER = 30  # of L-BFGS per penalty: enough to rank tries; the final fit takes up to 200
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Trial:
         settings: what was tried, for people.
         accuracy: share of right guesses over all held-out pictures.
         loss: their mean cross-entropy.
+        count: held-out pictures.
         seconds: that the tries of this group took, shared out among them.
         fit: fits it on all training pictures.
     """
@@ -61,6 +64,7 @@ class Trial:
     settings: Mapping[str, Any]
     accuracy: float
     loss: float
+    count: int
     seconds: float
     fit: Callable[[], Readout]
 
@@ -126,8 +130,10 @@ def search_readout(name: str, table: FeatureTable, folds: np.ndarray, *, recipe:
 
 
 def best_of(trials: Sequence[Trial]) -> Trial:
-    """Return the try of the highest accuracy; of equal ones that of the smallest loss, then the first."""
-    return min(trials, key=lambda trial: (-trial.accuracy, trial.loss))
+    """Return the try of the smallest loss among those within one standard error of the highest accuracy."""
+    top = max(trials, key=lambda trial: trial.accuracy)
+    error = (top.accuracy * (1 - top.accuracy) / top.count) ** 0.5
+    return min((trial for trial in trials if trial.accuracy >= top.accuracy - error), key=lambda trial: trial.loss)
 
 
 def spaces_of(name: str, table: FeatureTable) -> list[Space]:
@@ -182,7 +188,7 @@ def _search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Spa
             if solver == "ridge":
                 fits = fit_ridge(x, targets, num_classes=classes, penalties=penalties, orthogonal=True)
             else:
-                fits = fit_logistic(x, targets, num_classes=classes, penalties=penalties)
+                fits = fit_logistic(x, targets, num_classes=classes, penalties=penalties, max_iter=_SEARCH_ITER)
             for how, (weight, bias) in zip(tried, fits, strict=True):
                 held[how].add(held_x @ weight + bias, labels[out])
     for how, sums in held.items():
@@ -198,7 +204,10 @@ def _average(name: str, per_space: Sequence[Sequence[tuple[Trial, Held]]]) -> Tr
 
     Spaces often differ by less than the folds can tell; their mean then errs less than any choice of one.
     """
-    best = [min(tries, key=lambda pair: (-pair[0].accuracy, pair[0].loss)) for tries in per_space]
+    best = []
+    for tries in per_space:
+        chosen = best_of([trial for trial, _ in tries])
+        best.append(next(pair for pair in tries if pair[0] is chosen))
     logits = [torch.stack(parts).mean(dim=0) for parts in zip(*(held.logits for _, held in best), strict=True)]
     settings = {"mean_of": [dict(trial.settings) for trial, _ in best]}
     fits = [trial.fit for trial, _ in best]
@@ -223,29 +232,6 @@ def _search_knn(table: FeatureTable, folds: np.ndarray) -> Iterator[Trial]:
     for k, sums in held.items():
         settings = {"features": "embedding", "k": k, "temperature": TEMPERATURE}
         yield _trial("knn", settings, sums, partial(fit_knn, table, everything, k=k))
-
-
-def fit_knn(table: FeatureTable, rows: np.ndarray, *, k: int) -> KNNReadout:
-    """Store the embeddings of pictures, all their views, as the neighbours that vote.
-
-    Args:
-        table: the training pictures.
-        rows: which of them.
-        k: how many vote, at most as many as are stored.
-    """
-    item: Input = ("embedding", -1)
-    bank = functional.normalize(table.read(item, rows, all_views=True), dim=1)
-    readout = KNNReadout(
-        (item,),
-        num_features=bank.shape[1],
-        num_classes=table.num_classes,
-        num_stored=len(bank),
-        k=k,
-        temperature=TEMPERATURE,
-    )
-    readout.bank.copy_(bank)
-    readout.labels.copy_(table.targets(rows, all_views=True))
-    return readout.eval()
 
 
 def logits_of(table: FeatureTable, readout: Readout, rows: np.ndarray, *, chunk: int = 256) -> Tensor:
@@ -287,7 +273,7 @@ def _train_one(table: FeatureTable, probe: Probe, recipe: Recipe) -> Readout:
 
 def _trial(name: str, settings: Mapping[str, Any], held: Held, fit: Callable[[], Readout]) -> Trial:
     accuracy, loss = held.figures()
-    return Trial(name, settings, accuracy, loss, 0.0, fit)
+    return Trial(name, settings, accuracy, loss, sum(map(len, held.labels)), 0.0, fit)
 
 
 def _in_words(inputs: Sequence[Input]) -> str:
