@@ -47,6 +47,10 @@ class Batch:
         """Return the number of samples."""
         return len(self.labels)
 
+    def part(self, rows: slice) -> Batch:
+        """Return some of the samples, as views."""
+        return Batch(*(getattr(self, item.name)[rows] for item in fields(self)))
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Return the batch on a device.
 
