@@ -42,9 +42,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "finetune": _ALL_ROOMS | {"assembly", "predict"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
-    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight"},
+    "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
+    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"predict", "finetune", "soups"},
+    "__init__": _ALL_ROOMS | {"predict", "finetune", "soups", "sweeps"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -57,7 +58,7 @@ LIBRARIES = {
     "config": {"yaml", "pydantic"},
 }
 TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms"}
-INSIDE_FUNCTIONS_ONLY = {"transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
+INSIDE_FUNCTIONS_ONLY = {"optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 
 # Calls that a top-level statement may make: they build a value and touch nothing else.
@@ -75,7 +76,7 @@ MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a run
 MAX_SCRIPT_LINES = 60
 
-VERBS = {"train", "evaluate", "predict", "inspect", "convert", "models"}  # a verb joins with its issue, whole
+VERBS = {"train", "sweep", "evaluate", "predict", "inspect", "convert", "models"}  # a verb joins with its issue, whole
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 
