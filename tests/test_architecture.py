@@ -39,14 +39,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predict": _ALL_ROOMS | {"pictures"},
-    "ladder": _ALL_ROOMS | {"predict"},
-    "readout_run": _ALL_ROOMS | {"assembly", "predict"},
-    "finetune": _ALL_ROOMS | {"assembly", "predict", "ladder", "readout_run"},
+    "ladder": _ALL_ROOMS | {"pictures", "predict"},
+    "readout_run": _ALL_ROOMS | {"assembly", "pictures"},
+    "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
-    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight"},
+    "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
+    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"predict", "finetune", "soups"},
+    "__init__": _ALL_ROOMS | {"predict", "finetune", "soups", "sweeps"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -59,7 +60,7 @@ LIBRARIES = {
     "config": {"yaml", "pydantic"},
 }
 TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms"}
-INSIDE_FUNCTIONS_ONLY = {"transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
+INSIDE_FUNCTIONS_ONLY = {"optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 
 # Calls that a top-level statement may make: they build a value and touch nothing else.
@@ -77,7 +78,7 @@ MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a run
 MAX_SCRIPT_LINES = 60
 
-VERBS = {"train", "evaluate", "predict", "inspect", "convert", "models"}  # a verb joins with its issue, whole
+VERBS = {"train", "sweep", "evaluate", "predict", "inspect", "convert", "models"}  # a verb joins with its issue, whole
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

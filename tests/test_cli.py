@@ -89,6 +89,26 @@ def test_train__a_budget_and_steps_contradict_each_other(say: Any, recipe: Path)
     assert "such as 10m, 90s or 1h30m; got 'soon'" in say("train", recipe, "--budget", "soon").err
 
 
+def test_sweep__grid_on_the_command_line(say: Any, recipe: Path, tmp_path: Path) -> None:
+    """`sweep` runs every combination, prints them best first and what to type next; a bad one is exit code 2."""
+    said = say("sweep", recipe, f"run.dir={tmp_path / 'sweep'}", "--grid", "optimizer.lr=[1e-4,1e-3]")
+    assert said.code == 0, said.err
+    assert "sweep    2 trials, best first by accuracy on val" in said.out
+    assert "vit-finetune predict" in said.out
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
+        *("sweep.json", "sweep.csv", "trial-000", "trial-001"),
+    }
+    for arguments, message in (
+        (("--grid", "optimizer.lr=[1e-4]"), "holds a sweep already"),
+        (("--grid", "optimizer.lr=1e-4"), "is not of the form"),
+        ((), "give a grid or a search"),
+    ):
+        said = say("sweep", recipe, f"run.dir={tmp_path / 'sweep'}", *arguments)
+        assert said.code == 2
+        assert said.err.startswith("error: ")
+        assert message in said.err
+
+
 def test_evaluate__corruptions_are_the_runs_own(say: Any, pictures: Path, tmp_path: Path) -> None:
     """`evaluate --corruptions` finds again what the run wrote with `evaluation.corruptions`, at the run's seed."""
     config = tiny_config(pictures, tmp_path / "run", train={"steps": 2}, evaluation={"corruptions": True})

@@ -94,6 +94,14 @@ PRETRAINED = (
             "tuning: tuning.num_blocks and tuning.mode: last_n go together; give both or neither",
         ),
         (
+            least(train={"max_memory": "6GB", "per_device_batch_size": 4}),
+            "train: train.max_memory finds the micro-batch; give it or train.per_device_batch_size, not both",
+        ),
+        (
+            least(train={"max_memory": "6 gigs"}),
+            "train: train.max_memory='6 gigs' is no size; write a whole number and KB, MB or GB, such as 5GB",
+        ),
+        (
             least(schedule={"warmup_steps": 1, "warmup_epochs": 1}),
             "schedule: give schedule.warmup_steps or schedule.warmup_epochs, not both",
         ),

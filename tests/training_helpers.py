@@ -31,6 +31,10 @@ class Pictures:
     indices: Tensor
     sample_seeds: Tensor
 
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.labels)
+
     def part(self, rows: slice) -> Pictures:
         """Return some of the rows."""
         return Pictures(self.images[rows], self.labels[rows], self.indices[rows], self.sample_seeds[rows])

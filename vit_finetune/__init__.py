@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
+    from vit_finetune.sweeps import SweepResult, sweep
     from vit_finetune.weights import (
         ConversionReport,
         LoadReport,
@@ -55,6 +56,7 @@ __all__ = [
     "RequestError",
     "RunResult",
     "SoupResult",
+    "SweepResult",
     "ViTConfig",
     "VisionTransformer",
     "WorkError",
@@ -76,6 +78,7 @@ __all__ = [
     "load_pretrained",
     "load_splits",
     "replace_head",
+    "sweep",
     "uniform_soup",
     "wise_ft",
     "write_demo_digits",
@@ -93,6 +96,7 @@ _ROOMS = {
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
     "predict": ("Predictor", "evaluate", "evaluate_corrupted"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
+    "sweeps": ("SweepResult", "sweep"),
     "weights": (
         "ConversionReport",
         "LoadReport",

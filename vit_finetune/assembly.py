@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
+from vit_finetune.common.sizes import parse_size
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.corruptions import Corruption, over_corruptions
@@ -22,6 +24,8 @@ from vit_finetune.data.transforms import Transform, build_eval_transform, build_
 from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, wise_ft_blend
 from vit_finetune.models import Backbone, create_model, replace_head
 from vit_finetune.training import TrainPlan, micro_batch, steps_in
+from vit_finetune.training.memory import find_micro_batch
+from vit_finetune.training.micro_batches import remembered_micro_batch, with_micro_batch
 from vit_finetune.tuning import Tuned
 from vit_finetune.weights import LoadReport, from_pretrained
 
@@ -140,6 +144,30 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator) -> Train
         num_processes=processes,
         mixed_precision=accelerator.mixed_precision,
         seed=config.run.seed,
+    )
+
+
+def settle_micro_batch(
+    config: Config, plan: TrainPlan, model: Backbone, accelerator: Accelerator, *, resuming: bool
+) -> TrainPlan:
+    """Return the plan with the micro-batch that plan.json remembers, or the largest that fits where none is given.
+
+    Raises:
+        RequestError: not even one picture fits.
+    """
+    remembered = remembered_micro_batch(Path(config.run.dir)) if resuming else None
+    if remembered is not None:
+        share = -(-plan.global_batch_size // plan.num_processes)
+        return with_micro_batch(plan, min(remembered, share))
+    if config.train.per_device_batch_size != "auto":
+        return plan
+    limit = config.train.max_memory
+    return find_micro_batch(
+        model,
+        plan,
+        accelerator=accelerator,
+        image_size=(model.config.in_chans, *model.config.img_size),
+        max_memory=None if limit is None else parse_size(limit, "train.max_memory"),
     )
 
 

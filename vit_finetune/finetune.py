@@ -13,7 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vit_finetune.assembly import Feeder, blend_with_start, build_model, flat, make_plan, preprocess_of, start_screen
+from vit_finetune.assembly import (
+    Feeder,
+    blend_with_start,
+    build_model,
+    flat,
+    make_plan,
+    preprocess_of,
+    settle_micro_batch,
+    start_screen,
+)
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.machine import environment
@@ -26,7 +35,7 @@ from vit_finetune.evaluation import Blend, write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
-from vit_finetune.predict import open_splits
+from vit_finetune.pictures import open_splits
 from vit_finetune.readout_run import run_readout
 from vit_finetune.training import (
     FitOptions,
@@ -130,6 +139,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
 
     # Every derived number, told and saved before the first step.
     plan = make_plan(config, splits, accelerator)
+    plan = settle_micro_batch(config, plan, model, accelerator, resuming=resuming)
     facts = {"plan": plan.to_mapping(), "environment": environment(), "load_report": report.to_mapping()}
     start = model.state_dict() if config.train.wise_ft else None
     on_main(accelerator, lambda: _open(run_dir, config, facts, start, resuming=resuming))

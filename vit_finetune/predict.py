@@ -23,18 +23,8 @@ from vit_finetune.data.loader import eval_batches
 from vit_finetune.data.transforms import build_eval_transform
 from vit_finetune.evaluation import EvalResult, Predictions, score
 from vit_finetune.models import Backbone
-from vit_finetune.pictures import labelled_pictures, open_splits
+from vit_finetune.pictures import labelled_pictures
 from vit_finetune.weights import from_pretrained
-
-__all__ = [
-    "EvalResult",
-    "Predictions",
-    "Predictor",
-    "evaluate",
-    "evaluate_corrupted",
-    "model_source",
-    "open_splits",
-]
 
 SOUP_FILE = "soup.json"  # beside model/ in the folder of a blend of runs
 

@@ -147,7 +147,7 @@ def test_plan__warm_up_too_long() -> None:
     ("wanted", "batch", "processes", "kind", "size"),
     [
         ("auto", 64, 1, "cpu", 16),
-        ("auto", 64, 1, "cuda", 64),
+        ("auto", 256, 1, "cuda", 256),
         ("auto", 64, 1, "mps", 32),
         ("auto", 64, 8, "cuda", 8),
         ("auto", 7, 2, "cpu", 4),
@@ -158,7 +158,7 @@ def test_plan__warm_up_too_long() -> None:
     ],
 )
 def test_micro_batch__size(wanted: int | str, batch: int, processes: int, kind: str, size: int) -> None:
-    """A process takes what was asked for; auto is what suits the device, at most its share of the global batch."""
+    """A process takes what was asked for; auto is what suits the device, or on CUDA its share, which is tried first."""
     assert micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind=kind) == size
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from vit_finetune.common.sizes import parse_size
 from vit_finetune.config.kinds import Duration, Fraction, PositiveFloat, PositiveInt, Rate
 from vit_finetune.recipe import Section
 
@@ -54,6 +55,9 @@ class TrainConfig(Section):
     """Recompute each block in the backward pass: less memory, more time, same numbers."""
     compile: bool = False
     """torch.compile the network; needs a compiler that torch finds."""
+    max_memory: str | None = None
+    """Memory for one process, such as 6GB (10^9 bytes): the largest micro-batch that stays below it is found at the
+    start. null: all there is on a GPU, no limit on a CPU. Needs per_device_batch_size: auto."""
     wise_ft: bool | tuple[Fraction, ...] = False
     """At the end, score points between the weights before and after fine-tuning on val and keep the best (WiSE-FT): the
     shares of the fine-tuned weights, or true for 0, 0.1, ..., 1. Never worse on val than without."""
@@ -62,6 +66,14 @@ class TrainConfig(Section):
     def _one_clock(self) -> TrainConfig:
         if sum(value is not None for value in (self.epochs, self.steps, self.budget)) != 1:
             raise ValueError("give exactly one of train.epochs, train.steps and train.budget")
+        return self
+
+    @model_validator(mode="after")
+    def _memory_decides(self) -> TrainConfig:
+        if self.max_memory is not None and self.per_device_batch_size != "auto":
+            raise ValueError("train.max_memory finds the micro-batch; give it or train.per_device_batch_size, not both")
+        if self.max_memory is not None:
+            parse_size(self.max_memory, "train.max_memory")
         return self
 
 

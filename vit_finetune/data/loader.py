@@ -47,6 +47,10 @@ class Batch:
         """Return the number of samples."""
         return len(self.labels)
 
+    def part(self, rows: slice) -> Batch:
+        """Return some of the samples, as views."""
+        return Batch(*(getattr(self, item.name)[rows] for item in fields(self)))
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Return the batch on a device.
 
@@ -185,7 +189,7 @@ def eval_batches(
 
     Args:
         image_set: what to evaluate.
-        transform: the evaluation transform; or a training transform, for one fixed view of each sample.
+        transform: the evaluation transform, plain or corrupted; or a training transform, for one view of each sample.
         batch_size: the largest batch.
         seed: what a random transform draws from, with `epoch` and the sample's index, as in training.
         epoch: which view.

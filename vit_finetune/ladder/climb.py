@@ -29,7 +29,7 @@ from vit_finetune.ladder.pace import PILOT_STEPS, Pace, pilot_splits, read_pilot
 from vit_finetune.ladder.rungs import BLEND, RUNGS, TRAINING, Rung, rung_config, rung_dir
 from vit_finetune.ladder.telling import Row, finish, table
 from vit_finetune.models import Backbone
-from vit_finetune.predict import open_splits
+from vit_finetune.pictures import open_splits
 from vit_finetune.training import RunConsole, on_main, set_threads, start_accelerator
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from vit_finetune.data import Splits
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.export import export_onnx, export_readout
 from vit_finetune.models import Backbone
-from vit_finetune.predict import open_splits
+from vit_finetune.pictures import open_splits
 from vit_finetune.readout_run.outcome import (
     METRICS_FILE,
     Clock,

@@ -13,8 +13,8 @@ from typing import Any
 from vit_finetune.common.errors import RequestError
 
 # Pictures that one process takes at once where the recipe says auto: what keeps the processor busy without
-# holding more activations than needed. A CPU gains nothing from more; a small GPU holds a ViT-B with this.
-_AUTO_BATCH = {"cpu": 16, "cuda": 64, "mps": 32}
+# holding more activations than needed. A CPU gains nothing from more. On CUDA the largest number that fits is found.
+_AUTO_BATCH = {"cpu": 16, "mps": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +126,7 @@ def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int
         device_kind: cpu, cuda or mps.
 
     Returns:
-        The number; the rest of a process's share is accumulated.
+        The number, for "auto" the largest to try; the rest of a process's share is accumulated.
 
     Raises:
         RequestError: a process would have no picture, or fewer than it is told to take at once.
@@ -138,7 +138,7 @@ def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int
         )
     share = math.ceil(global_batch_size / num_processes)
     if isinstance(wanted, str):
-        return min(share, _AUTO_BATCH[device_kind])
+        return min(share, _AUTO_BATCH.get(device_kind, share))
     if wanted > share:
         raise RequestError(
             f"train.per_device_batch_size is {wanted}, but each of {num_processes} processes gets {share} pictures of "
