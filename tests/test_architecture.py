@@ -38,7 +38,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **_ROOMS_BELOW,
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
     "predict": _ALL_ROOMS,
-    "finetune": _ALL_ROOMS | {"assembly", "predict"},
+    "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
+    "finetune": _ALL_ROOMS | {"assembly", "predict", "staging"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
     "cli": _ALL_ROOMS | {"predict", "finetune", "preflight"},
     "__main__": {"cli"},

@@ -18,7 +18,7 @@ from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, t
 from vit_finetune.data.transforms import build_eval_transform, build_train_transform
 from vit_finetune.evaluation import EvalResult, score
 from vit_finetune.models import Backbone, create_model, replace_head
-from vit_finetune.training import TrainPlan, micro_batch, steps_in
+from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
 from vit_finetune.tuning import Tuned
 from vit_finetune.weights import LoadReport, from_pretrained
 
@@ -75,8 +75,8 @@ def preprocess_of(config: Config, model: Backbone, report: LoadReport) -> Prepro
     return replace(spec, **asked, assumed=left)
 
 
-def make_plan(config: Config, splits: Splits, accelerator: Accelerator) -> TrainPlan:
-    """Derive every number of the run.
+def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth: int) -> TrainPlan:
+    """Derive every number of the run; `depth` is the network's number of blocks.
 
     Raises:
         RequestError: the numbers contradict each other.
@@ -89,11 +89,14 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator) -> Train
     schedule, evaluation = config.schedule, config.evaluation
     processes, kind = accelerator.num_processes, accelerator.device.type
     size = micro_batch(train.per_device_batch_size, global_batch_size=batch, num_processes=processes, device_kind=kind)
+    num_steps = train.steps or steps_in(train.epochs or 0, **clock)
+    tuning = config.tuning
+    probe_steps = tuning.probe_steps or (steps_in(tuning.probe_epochs, **clock) if tuning.probe_epochs else 0)
     return TrainPlan(
         num_train=count,
         num_val=0 if splits.val is None else len(splits.val),
         num_classes=len(splits.class_names),
-        num_steps=train.steps or steps_in(train.epochs or 0, **clock),
+        num_steps=num_steps,
         warmup_steps=schedule.warmup_steps or steps_in(schedule.warmup_epochs or 0, **clock, least=0),
         schedule=schedule.name,
         lr=config.optimizer.lr,
@@ -105,6 +108,16 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator) -> Train
         num_processes=processes,
         mixed_precision=accelerator.mixed_precision,
         seed=config.run.seed,
+        stages=plan_stages(
+            tuning.mode,
+            num_steps=num_steps,
+            depth=depth,
+            num_blocks=tuning.num_blocks,
+            num_stages=tuning.num_stages,
+            probe_steps=probe_steps,
+        ),
+        probe_steps=probe_steps,
+        probe_lr=tuning.probe_lr,
     )
 
 

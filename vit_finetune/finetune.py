@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from vit_finetune.assembly import Feeder, build_model, flat, make_plan, preprocess_of, start_screen
 from vit_finetune.common.files import write_json, write_text
@@ -23,22 +24,22 @@ from vit_finetune.evaluation import write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.models import Backbone
 from vit_finetune.predict import open_splits
+from vit_finetune.staging import Staging
 from vit_finetune.training import (
     FitOptions,
+    Progress,
     RunConsole,
     check_run_folder,
+    find_checkpoint,
     fit,
-    make_optimizer,
     new_run_folder,
     on_main,
-    parameter_groups,
     restore,
     set_threads,
     start_accelerator,
 )
 from vit_finetune.training.checkpoint import load_checkpoint
-from vit_finetune.tuning import apply_tuning
-from vit_finetune.weights import own_memory
+from vit_finetune.tuning import add_lora, merge_lora, require_peft, save_adapter
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     """
     config = Config.load(config)
     run_dir = Path(config.run.dir)
+    if config.tuning.lora is not None:
+        require_peft()
 
     # Processes, device, precision. Nothing is written before everything below has been found to fit.
     accelerator = start_accelerator(
@@ -97,83 +100,98 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     splits = open_splits(config.data, seed=config.run.seed)
     data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, run_dir, resuming=resuming))
 
-    # The network: pretrained weights, a new head, what trains.
+    # The network: pretrained weights, a new head, adapters if they train.
     torch.manual_seed(derive_seed(config.run.seed, "init"))
     model, report = build_model(config, splits)
     preprocess = preprocess_of(config, model, report)
-    tuned = apply_tuning(model, config.tuning.mode, num_blocks=config.tuning.num_blocks)
-    own_memory(model)
+    lora = config.tuning.lora
+    if lora is not None:
+        add_lora(
+            model,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            dora=lora.dora,
+        )
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     if config.train.compile:
         model.compile()
 
-    # Every derived number, told and saved before the first step.
-    plan = make_plan(config, splits, accelerator)
-    facts = {"plan": plan.to_mapping(), "environment": environment(), "load_report": report.to_mapping()}
+    # Every derived number; what trains first, with its optimizer, wrapped for these processes.
+    plan = make_plan(config, splits, accelerator, depth=model.config.depth)
+    found = find_checkpoint(run_dir) if resuming else None
+    begin = plan.stage_at((found and found.step) or 0)
+    staging = Staging(config, model, plan, accelerator)
+    about_stage = staging.enter(begin)
+
+    # All of it told and saved before the first step.
+    facts = {
+        "plan": {**plan.to_mapping(), "tuned": staging.to_mapping()},
+        "environment": environment(),
+        "load_report": report.to_mapping(),
+    }
     on_main(accelerator, lambda: _open(run_dir, config, facts, resuming=resuming))
     console.log_to(run_dir / "run.log")
     place = f"{accelerator.device}, {threads} threads"
+    tuned = staging.tuned[plan.stages.index(begin)]
     console.say(*start_screen(config, model=model, report=report, tuned=tuned, splits=splits, plan=plan, place=place))
+    console.say(*about_stage)
     accelerator.init_trackers("vit_finetune", config=flat(values))
-
-    # The optimizer, wrapped with the network for these processes.
-    groups = parameter_groups(
-        model, weight_decay=config.optimizer.weight_decay, layer_decay=config.optimizer.layer_decay
-    )
-    model.to(accelerator.device)
-    optimizer = make_optimizer(
-        groups,
-        name=config.optimizer.name,
-        lr=config.optimizer.lr,
-        momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.nesterov,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-    )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
     settings = {"data": data_hash}
-    progress = None
-    if resuming:
+    progress = Progress()
+    if found is not None:
         progress = restore(
             run_dir,
+            found,
             model=model,
-            optimizer=optimizer,
+            optimizer=staging.optimizer,
             accelerator=accelerator,
             console=console,
             settings=settings,
             keep_threads=config.run.num_threads == "auto",
         )
 
-    # Training, with evaluation and checkpoints on the way.
+    # Training, with evaluation and checkpoints on the way; most runs have one stage.
     feeder = Feeder(config, splits, preprocess, plan, accelerator)
-    done = fit(
-        wrapped,
-        optimizer,
-        accelerator=accelerator,
-        plan=plan,
-        options=FitOptions(
-            label_smoothing=config.train.label_smoothing,
-            max_grad_norm=config.train.max_grad_norm,
-            metric=config.evaluation.metric,
-            keep_last=config.checkpoint.keep_last,
-            every_minutes=config.checkpoint.every_minutes,
-            log_every_steps=config.run.log_every_steps,
-            settings=settings,
-            name_sample=splits.train.name,
-        ),
-        batches=feeder.train(progress.step if progress is not None else 0),
-        evaluate=feeder.val_scorer(model),
-        run_dir=run_dir,
-        console=console,
-        progress=progress,
+    batches, evaluate = feeder.train(progress.step), feeder.val_scorer(model)
+    options = FitOptions(
+        label_smoothing=config.train.label_smoothing,
+        max_grad_norm=config.train.max_grad_norm,
+        metric=config.evaluation.metric,
+        keep_last=config.checkpoint.keep_last,
+        every_minutes=config.checkpoint.every_minutes,
+        log_every_steps=config.run.log_every_steps,
+        settings=settings,
+        name_sample=splits.train.name,
     )
+
+    def train(wrapped: nn.Module, optimizer: torch.optim.Optimizer, until: int, progress: Progress) -> Progress:
+        return fit(
+            wrapped,
+            optimizer,
+            accelerator=accelerator,
+            plan=plan,
+            options=options,
+            batches=batches,
+            evaluate=evaluate,
+            run_dir=run_dir,
+            console=console,
+            progress=progress,
+            until=until,
+        )
+
+    done = staging.run(train, progress, console)
 
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
     model.load_state_dict(load_checkpoint(run_dir / "checkpoints", best_step).model)
+    if lora is not None:  # adapters are kept in peft's form, and scored and exported as part of the weights
+        on_main(accelerator, lambda: save_adapter(model, run_dir / "adapter", base=report.source))
+        merge_lora(model)
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
     result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True)
-    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu").eval()
+    model = staging.bare().to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, plan.num_steps)
 
     def write() -> None:

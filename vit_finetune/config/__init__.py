@@ -13,7 +13,7 @@ from typing import Any
 from vit_finetune.config.data import DataConfig
 from vit_finetune.config.model import ModelConfig
 from vit_finetune.config.running import CheckpointConfig, EvaluationConfig, RunConfig
-from vit_finetune.config.training import OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
+from vit_finetune.config.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
 from vit_finetune.recipe import Section, apply_override, plain, read_recipe, write_yaml
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
+    "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
     "RunConfig",
