@@ -124,6 +124,7 @@ def make_optimizer(
     """
     if nesterov and name != "sgd":
         raise RequestError(f"optimizer.nesterov is for optimizer.name: sgd; the name is {name}")
+    groups = [dict(group) for group in groups]  # torch writes its defaults into them
     options: dict[str, Any] = {key: value for key, value in (("betas", betas), ("eps", eps)) if value is not None}
     if name not in ("adamw", "sgd"):
         return _timm_optimizer(groups, name=name, lr=lr, momentum=momentum, options=options)
@@ -163,7 +164,7 @@ def _timm_optimizer(
         list_optimizers,
     )
 
-    known = ["adamw", "sgd", *map(str, list_optimizers())]
+    known = [str(other) for other in list_optimizers()]  # adamw and sgd among them
     if name not in known:
         hint = did_you_mean(name, known) or "; try adamw, sgd, lion, lamb, adopt or muon"
         raise RequestError(f"optimizer.name {name!r} is neither adamw, sgd nor one of timm's optimizers{hint}")

@@ -191,7 +191,8 @@ def _matches(model: Backbone, option: str, patterns: Sequence[str]) -> dict[str,
         if not matched:
             raise RequestError(
                 f"pattern {pattern!r} of tuning.{option} matches no parameter of this network"
-                f"{did_you_mean(pattern, names)}; names are such as {names[0]}, {names[-1]}, and * stands for anything"
+                f"{did_you_mean(pattern, names, limit=1)}; names are such as {names[0]}, {names[-1]}, "
+                "and * stands for anything"
             )
         for name in matched:
             found.setdefault(name, pattern)
@@ -201,8 +202,11 @@ def _matches(model: Backbone, option: str, patterns: Sequence[str]) -> dict[str,
 def _parts_at_rest(model: Backbone, trained: Collection[str]) -> frozenset[str]:
     """Return the parts whose noise would reach no parameter that learns from it."""
     learning = {".".join(name.split(".")[: 2 if name.startswith("blocks.") else 1]) for name in trained}
-    parts = [name for name, _ in model.named_children() if name != "blocks"]
-    parts += [f"blocks.{index}" for index in range(len(model.blocks))]
-    embedding_learns = any(model.parameter_depth(name) <= 1 for name in trained)
-    owners = {"head_drop": "head" in learning, **dict.fromkeys(_INPUT_NOISE, embedding_learns)}
-    return frozenset(part for part in parts if not owners.get(part, part in learning))
+    start_learns = any(model.parameter_depth(name) <= 1 for name in trained)
+    learns = {f"blocks.{index}": f"blocks.{index}" in learning for index in range(len(model.blocks))}
+    for part, module in model.named_children():
+        if part in _INPUT_NOISE or part == "head_drop":
+            learns[part] = start_learns if part in _INPUT_NOISE else "head" in learning
+        elif part != "blocks" and any(True for _ in module.parameters()):
+            learns[part] = part in learning
+    return frozenset(part for part, itself in learns.items() if not itself)
