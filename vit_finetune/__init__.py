@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         replace_head,
     )
     from vit_finetune.predict import Predictor, evaluate
+    from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, save_adapter
     from vit_finetune.weights import (
         ConversionReport,
         LoadReport,
@@ -55,6 +56,8 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "WorkError",
+    "add_lora",
+    "apply_tuning",
     "attention_maps",
     "convert_checkpoint",
     "convert_state_dict",
@@ -68,7 +71,9 @@ __all__ = [
     "list_models",
     "load_pretrained",
     "load_splits",
+    "merge_lora",
     "replace_head",
+    "save_adapter",
     "write_demo_digits",
 ]
 
@@ -83,6 +88,7 @@ _ROOMS = {
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
     "predict": ("Predictor", "evaluate"),
+    "tuning": ("add_lora", "apply_tuning", "merge_lora", "save_adapter"),
     "weights": (
         "ConversionReport",
         "LoadReport",

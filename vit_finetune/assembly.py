@@ -19,7 +19,7 @@ from vit_finetune.data.transforms import build_eval_transform, build_train_trans
 from vit_finetune.evaluation import EvalResult, score
 from vit_finetune.models import Backbone, create_model, replace_head
 from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
-from vit_finetune.tuning import Tuned
+from vit_finetune.tuning import Tuned, add_lora
 from vit_finetune.weights import LoadReport, from_pretrained
 
 if TYPE_CHECKING:
@@ -65,6 +65,20 @@ def build_model(config: Config, splits: Splits) -> tuple[Backbone, LoadReport]:
         architecture=name,
         notes=(),
     )
+
+
+def add_adapters(config: Config, model: Backbone) -> None:
+    """Put LoRA's adapters into the network where the recipe trains them."""
+    lora = config.tuning.lora
+    if lora is not None:
+        add_lora(
+            model,
+            rank=lora.rank,
+            alpha=lora.alpha,
+            dropout=lora.dropout,
+            target_modules=lora.target_modules,
+            dora=lora.dora,
+        )
 
 
 def preprocess_of(config: Config, model: Backbone, report: LoadReport) -> PreprocessSpec:

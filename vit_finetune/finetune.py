@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
-from vit_finetune.assembly import Feeder, build_model, flat, make_plan, preprocess_of, start_screen
+from vit_finetune.assembly import Feeder, add_adapters, build_model, flat, make_plan, preprocess_of, start_screen
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.machine import environment
 from vit_finetune.common.seeding import derive_seed
@@ -39,7 +39,7 @@ from vit_finetune.training import (
     start_accelerator,
 )
 from vit_finetune.training.checkpoint import load_checkpoint
-from vit_finetune.tuning import add_lora, merge_lora, require_peft, save_adapter
+from vit_finetune.tuning import merge_lora, require_peft, save_adapter
 
 
 @dataclass(frozen=True)
@@ -104,16 +104,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     torch.manual_seed(derive_seed(config.run.seed, "init"))
     model, report = build_model(config, splits)
     preprocess = preprocess_of(config, model, report)
-    lora = config.tuning.lora
-    if lora is not None:
-        add_lora(
-            model,
-            rank=lora.rank,
-            alpha=lora.alpha,
-            dropout=lora.dropout,
-            target_modules=lora.target_modules,
-            dora=lora.dora,
-        )
+    add_adapters(config, model)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     if config.train.compile:
         model.compile()
@@ -166,27 +157,24 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         name_sample=splits.train.name,
     )
 
-    def train(wrapped: nn.Module, optimizer: torch.optim.Optimizer, until: int, progress: Progress) -> Progress:
-        return fit(
-            wrapped,
-            optimizer,
-            accelerator=accelerator,
-            plan=plan,
-            options=options,
-            batches=batches,
-            evaluate=evaluate,
-            run_dir=run_dir,
-            console=console,
-            progress=progress,
-            until=until,
-        )
-
+    train = partial(
+        fit,
+        accelerator=accelerator,
+        plan=plan,
+        options=options,
+        batches=batches,
+        evaluate=evaluate,
+        run_dir=run_dir,
+        console=console,
+    )
     done = staging.run(train, progress, console)
 
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
     model.load_state_dict(load_checkpoint(run_dir / "checkpoints", best_step).model)
-    if lora is not None:  # adapters are kept in peft's form, and scored and exported as part of the weights
+    if (
+        config.tuning.lora is not None
+    ):  # adapters are kept in peft's form, and scored and exported as part of the weights
         on_main(accelerator, lambda: save_adapter(model, run_dir / "adapter", base=report.source))
         merge_lora(model)
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)

@@ -122,15 +122,15 @@ class Staging:
 
     def run(
         self,
-        train: Callable[[nn.Module, torch.optim.Optimizer, int, Progress], Progress],
+        train: Callable[..., Progress],
         progress: Progress,
         console: RunConsole,
     ) -> Progress:
         """Train stage by stage.
 
         Args:
-            train: given the wrapped network, the optimizer, the steps done at which the stage is over and where the
-                run stands; it trains and returns where the run stands then.
+            train: called as `train(wrapped, optimizer, progress=where the run stands, until=steps done when the stage
+                is over)`; trains and returns where the run stands then. Stopping earlier ends the run.
             progress: where the run stands; its stage was entered.
             console: told of every stage that begins.
 
@@ -141,7 +141,10 @@ class Staging:
             stage = self._plan.stage_at(progress.step)
             if stage != self._stage:
                 console.say(*self.enter(stage))
-            progress = train(self.wrapped, self.optimizer, self._plan.end_of(stage), progress)
+            end = self._plan.end_of(stage)
+            progress = train(self.wrapped, self.optimizer, progress=progress, until=end)
+            if progress.step < end:
+                break
         return progress
 
     def bare(self) -> Backbone:
