@@ -41,7 +41,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predict": _ALL_ROOMS | {"pictures"},
     "ladder": _ALL_ROOMS | {"pictures", "predict"},
     "readout_run": _ALL_ROOMS | {"assembly", "pictures"},
-    "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run"},
+    "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
+    "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "staging"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},

@@ -53,7 +53,8 @@ PRETRAINED = (
         (least(train={"batch-size": 5}), "train.batch-size: no such key; did you mean 'global_batch_size'?"),
         (
             least(tuning={"zzz": 1}),
-            "tuning.zzz: no such key; known are mode, num_blocks",
+            "tuning.zzz: no such key; known are mode, num_blocks, num_stages, probe_steps, probe_epochs, probe_lr, "
+            "lora, train, freeze",
         ),
         (least(trian={}), "trian: no such key; did you mean 'train'?"),
         ({**least(), "model": {}}, f"model.pretrained: is required ({PRETRAINED})"),
@@ -152,8 +153,38 @@ PRETRAINED = (
             "schedule.warmup_epochs: got nan; input should be a finite number",
         ),
         (
-            least(tuning={"mode": "lora"}),
-            "tuning.mode: got 'lora'; input should be 'full', 'linear_probe', 'last_n' or 'readout'",
+            least(tuning={"mode": "adapter"}),
+            "tuning.mode: got 'adapter'; input should be 'full', 'linear_probe', 'last_n', 'bias', 'norm', "
+            "'attention', 'lora', 'lp_ft', 'gradual' or 'readout'",
+        ),
+        (
+            least(tuning={"mode": "gradual"}),
+            "tuning: tuning.num_stages and tuning.mode: gradual go together; give both or neither",
+        ),
+        (
+            least(tuning={"mode": "full", "lora": {"rank": 4}}),
+            "tuning: tuning.lora and tuning.mode: lora go together; give both or neither",
+        ),
+        (least(tuning={"mode": "lora", "lora": {"rnk": 4}}), "tuning.lora.rnk: no such key; did you mean 'rank'?"),
+        (
+            least(tuning={"mode": "lora", "lora": {"rank": 0}}),
+            "tuning.lora.rank: got 0; input should be greater than or equal to 1",
+        ),
+        (
+            least(tuning={"mode": "lora", "lora": {"target_modules": []}}),
+            "tuning.lora.target_modules: got []; list should have at least 1 item, not 0",
+        ),
+        (
+            least(tuning={"mode": "lp_ft"}),
+            "tuning: tuning.mode lp_ft needs exactly one of tuning.probe_steps and tuning.probe_epochs",
+        ),
+        (
+            least(tuning={"mode": "lp_ft", "probe_steps": 3, "probe_epochs": 0.5}),
+            "tuning: tuning.mode lp_ft needs exactly one of tuning.probe_steps and tuning.probe_epochs",
+        ),
+        (
+            least(tuning={"mode": "gradual", "num_stages": 3, "probe_lr": 0.1}),
+            "tuning: tuning.probe_lr is for tuning.mode: lp_ft; the mode is gradual",
         ),
     ],
 )
@@ -321,6 +352,14 @@ def test_config__every_field_is_described() -> None:
     assert not silent
 
 
+def test_config__lora_says_its_defaults() -> None:
+    """A recipe that says only `mode: lora` resolves to the adapters' default numbers, so config.yaml holds them."""
+    lora = Config.load(least(tuning={"mode": "lora"})).tuning.lora
+    assert lora is not None
+    assert lora.model_dump() == {"rank": 16, "alpha": 16, "dropout": 0.0, "target_modules": None, "dora": False}
+    assert Config.load(least(tuning={"mode": "full"})).tuning.lora is None
+
+
 def test_config__json_schema() -> None:
     """The JSON schema for editors builds, holds the descriptions, refuses unknown keys and knows the choices."""
     schema = Config.model_json_schema()
@@ -328,4 +367,4 @@ def test_config__json_schema() -> None:
     optimizer = schema["$defs"]["OptimizerConfig"]
     assert optimizer["additionalProperties"] is False
     assert optimizer["properties"]["layer_decay"]["description"].startswith("Factor of the learning rate per depth")
-    assert optimizer["properties"]["name"]["enum"] == ["adamw", "sgd"]
+    assert schema["$defs"]["ScheduleConfig"]["properties"]["name"]["enum"] == ["cosine", "linear", "constant"]

@@ -108,7 +108,7 @@ def options_of(**changes: Any) -> FitOptions:
 def adamw(model: VisionTransformer, *, name: str = "adamw", lr: float = 1e-3, layer_decay: float = 0.75) -> Any:
     """Return the optimizer of a usual recipe."""
     groups = parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay)
-    return make_optimizer(groups, name=name, lr=lr, momentum=0.9, nesterov=False, betas=(0.9, 0.999), eps=1e-8)
+    return make_optimizer(groups, name=name, lr=lr, momentum=0.9, nesterov=False, betas=None, eps=None)
 
 
 def scorer(model: nn.Module, count: int = 7) -> Callable[[], EvalResult]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.sweeps import SweepResult, sweep
+    from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, save_adapter
     from vit_finetune.weights import (
         ConversionReport,
         LoadReport,
@@ -60,6 +61,8 @@ __all__ = [
     "ViTConfig",
     "VisionTransformer",
     "WorkError",
+    "add_lora",
+    "apply_tuning",
     "attention_maps",
     "average_checkpoints",
     "average_state_dicts",
@@ -77,7 +80,9 @@ __all__ = [
     "list_models",
     "load_pretrained",
     "load_splits",
+    "merge_lora",
     "replace_head",
+    "save_adapter",
     "sweep",
     "uniform_soup",
     "wise_ft",
@@ -97,6 +102,7 @@ _ROOMS = {
     "predict": ("Predictor", "evaluate", "evaluate_corrupted"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "sweeps": ("SweepResult", "sweep"),
+    "tuning": ("add_lora", "apply_tuning", "merge_lora", "save_adapter"),
     "weights": (
         "ConversionReport",
         "LoadReport",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from vit_finetune.assembly import (
     Feeder,
+    add_adapters,
     blend_with_start,
     build_model,
     flat,
@@ -37,23 +39,23 @@ from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import open_splits
 from vit_finetune.readout_run import run_readout
+from vit_finetune.staging import Staging
 from vit_finetune.training import (
     FitOptions,
+    Progress,
     RunConsole,
     check_run_folder,
     end_run,
+    find_checkpoint,
     fit,
-    make_optimizer,
     new_run_folder,
     on_main,
-    parameter_groups,
     restore,
     set_threads,
     start_accelerator,
 )
 from vit_finetune.training.checkpoint import load_checkpoint, load_start, save_start
-from vit_finetune.tuning import apply_tuning
-from vit_finetune.weights import own_memory
+from vit_finetune.tuning import merge_lora, require_peft, save_adapter
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     if config.tuning.mode == "readout":
         fitted = run_readout(config, resume=resume, overwrite=overwrite, data=data)
         return RunResult(run_dir, fitted.model, fitted.metrics, best_step=0, num_steps=0)
+    if config.tuning.lora is not None:
+        require_peft()
 
     # Processes, device, precision. Nothing is written before everything below has been found to fit.
     accelerator = start_accelerator(
@@ -127,89 +131,94 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     splits = data or open_splits(config.data, seed=config.run.seed)
     data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, run_dir, resuming=resuming))
 
-    # The network: pretrained weights, a new head, what trains.
+    # The network: pretrained weights, a new head, adapters if they train.
     torch.manual_seed(derive_seed(config.run.seed, "init"))
     model, report = build_model(config, splits)
     preprocess = preprocess_of(config, model, report)
-    tuned = apply_tuning(model, config.tuning.mode, num_blocks=config.tuning.num_blocks)
-    own_memory(model)
+    start = model.state_dict() if config.train.wise_ft else None
+    add_adapters(config, model)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     if config.train.compile:
         model.compile()
 
-    # Every derived number, told and saved before the first step.
-    plan = make_plan(config, splits, accelerator)
+    # Every derived number; what trains first, with its optimizer, wrapped for these processes.
+    plan = make_plan(config, splits, accelerator, depth=model.config.depth)
+    found = find_checkpoint(run_dir) if resuming else None
+    begin = plan.stage_at((found and found.step) or 0)
+    staging = Staging(config, model, plan, accelerator)
+    staging.choose(plan.stages[-1])  # the last stage trains most, so it needs most memory
     plan = settle_micro_batch(config, plan, model, accelerator, resuming=resuming)
-    facts = {"plan": plan.to_mapping(), "environment": environment(), "load_report": report.to_mapping()}
-    start = model.state_dict() if config.train.wise_ft else None
+    about_stage = staging.enter(begin)
+
+    # All of it told and saved before the first step.
+    facts = {
+        "plan": {**plan.to_mapping(), "tuned": staging.to_mapping()},
+        "environment": environment(),
+        "load_report": report.to_mapping(),
+    }
     on_main(accelerator, lambda: _open(run_dir, config, facts, start, resuming=resuming))
     console.log_to(run_dir / "run.log")
     place = f"{accelerator.device}, {threads} threads"
+    tuned = staging.tuned[plan.stages.index(begin)]
     console.say(*start_screen(config, model=model, report=report, tuned=tuned, splits=splits, plan=plan, place=place))
+    console.say(*about_stage)
     accelerator.init_trackers("vit_finetune", config=flat(values))
-
-    # The optimizer, wrapped with the network for these processes.
-    groups = parameter_groups(
-        model, weight_decay=config.optimizer.weight_decay, layer_decay=config.optimizer.layer_decay
-    )
-    model.to(accelerator.device)
-    optimizer = make_optimizer(
-        groups,
-        name=config.optimizer.name,
-        lr=config.optimizer.lr,
-        momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.nesterov,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-    )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
     settings = {"data": data_hash}
-    progress = None
-    if resuming:
+    progress = Progress()
+    if found is not None:
         progress = restore(
             run_dir,
+            found,
             model=model,
-            optimizer=optimizer,
+            optimizer=staging.optimizer,
             accelerator=accelerator,
             console=console,
             settings=settings,
             keep_threads=config.run.num_threads == "auto",
         )
 
-    # Training, with evaluation and checkpoints on the way.
+    # Training, with evaluation and checkpoints on the way; most runs have one stage.
     feeder = Feeder(config, splits, preprocess, plan, accelerator)
-    done = fit(
-        wrapped,
-        optimizer,
+    options = FitOptions(
+        label_smoothing=config.train.label_smoothing,
+        max_grad_norm=config.train.max_grad_norm,
+        metric=config.evaluation.metric,
+        keep_last=config.checkpoint.keep_last,
+        every_minutes=config.checkpoint.every_minutes,
+        log_every_steps=config.run.log_every_steps,
+        settings=settings,
+        name_sample=splits.train.name,
+    )
+    train = partial(
+        fit,
         accelerator=accelerator,
         plan=plan,
-        options=FitOptions(
-            label_smoothing=config.train.label_smoothing,
-            max_grad_norm=config.train.max_grad_norm,
-            metric=config.evaluation.metric,
-            keep_last=config.checkpoint.keep_last,
-            every_minutes=config.checkpoint.every_minutes,
-            log_every_steps=config.run.log_every_steps,
-            settings=settings,
-            name_sample=splits.train.name,
-        ),
-        batches=feeder.train(progress.step if progress is not None else 0),
+        options=options,
+        batches=feeder.train(progress.step),
         evaluate=feeder.val_scorer(model),
         run_dir=run_dir,
         console=console,
-        progress=progress,
     )
+
+    def after_probe() -> None:
+        if config.train.wise_ft:  # from here on the whole network is tuned
+            on_main(accelerator, lambda: save_start(run_dir, model.state_dict()))
+
+    done = staging.run(train, progress, console, after_probe=after_probe)
 
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
     model.load_state_dict(load_checkpoint(run_dir / "checkpoints", best_step).model)
+    if config.tuning.lora is not None:  # kept in peft's form, then scored and exported as part of the weights
+        on_main(accelerator, lambda: save_adapter(model, run_dir / "adapter", base=report.source))
+        merge_lora(model)
     blend = blend_with_start(config, model, feeder, load_start(run_dir)) if config.train.wise_ft else None
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
     result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True)
     corrupted = None
     if config.evaluation.corruptions and pictures is not None:
         corrupted = feeder.score_corrupted(model, pictures)
-    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu").eval()
+    model = staging.bare().to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, plan.num_steps)
 
     def write() -> None:

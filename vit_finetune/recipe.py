@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -241,6 +241,8 @@ def _keys(detail: ErrorDetails, root: type[BaseModel]) -> tuple[list[str], type[
         elif inner is not None:
             keys.append(part)
             section, field = inner, inner.model_fields.get(part)
-            below = field and field.annotation
-            inner = below if isinstance(below, type) and issubclass(below, Section) else None
+            kinds = (
+                (field.annotation, *get_args(field.annotation)) if field else ()
+            )  # a section, or one that may be null
+            inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
     return keys, section

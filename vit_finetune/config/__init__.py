@@ -14,7 +14,7 @@ from vit_finetune.config.data import DataConfig
 from vit_finetune.config.model import ModelConfig
 from vit_finetune.config.readout import ReadoutConfig
 from vit_finetune.config.running import CheckpointConfig, EvaluationConfig, RunConfig
-from vit_finetune.config.training import OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
+from vit_finetune.config.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
 from vit_finetune.recipe import Section, apply_override, plain, read_recipe, write_yaml
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
+    "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
     "ReadoutConfig",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vit_finetune.assembly import make_plan
+from vit_finetune.assembly import build_model, make_plan
 from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.seeding import derive_seed
@@ -125,8 +125,11 @@ class _Sweep:
         splits = open_splits(self.config.data, seed=self.config.run.seed)
         if splits.val is None:
             raise RequestError("a sweep chooses on val pictures, and there are none; give data.val_split")
+        depth, model = 0, None  # a recipe's network is built once for all trials that have it
         for values in combinations(self.grid or corners(self.search)):
             trial = trial_config(self.config, values, run_dir=str(self.run_dir))
+            if trial.train.budget is not None or trial.tuning.mode == "readout":
+                continue  # derive their numbers as they go
             accelerator = start_accelerator(
                 device=trial.run.device,
                 mixed_precision=trial.train.mixed_precision,
@@ -135,7 +138,9 @@ class _Sweep:
                 deterministic=trial.run.deterministic,
             )
             try:
-                make_plan(trial, splits, accelerator)
+                if trial.model != model:
+                    depth, model = build_model(trial, splits)[0].config.depth, trial.model
+                make_plan(trial, splits, accelerator, depth=depth)
             except RequestError as error:
                 raise RequestError(f"{told(values)}: {error}") from None
 

@@ -68,8 +68,9 @@ def fit(
     run_dir: Path,
     console: RunConsole,
     progress: Progress | None = None,
+    until: int | None = None,
 ) -> Progress:
-    """Train from `progress.step` to the plan's last step.
+    """Train from `progress.step` to `until`.
 
     Args:
         model: prepared by `accelerator`; called as `model(images, sample_seeds=...)`.
@@ -81,17 +82,19 @@ def fit(
         evaluate: scores the val split on all processes; None without one.
         run_dir: where metrics, timing and checkpoints go.
         console: what the person sees.
-        progress: where a resumed run stands; None starts at step 0.
+        progress: where the run stands; None starts at step 0.
+        until: steps done at which to stop, the end of a stage; None goes on to the plan's last step.
 
     Returns:
-        Where the run stands at its end.
+        Where the run stands then.
 
     Raises:
         WorkError: a loss or gradient is not finite (the checkpoints before it are whole), or the disk is full.
     """
     loop = _Loop(model, optimizer, accelerator, plan, options, evaluate, run_dir, console, progress or Progress())
+    last = plan.num_steps if until is None else until
     with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar:
-        loop.run(batches, bar)
+        loop.run(batches, bar, last)
     return loop.at
 
 
@@ -117,10 +120,10 @@ class _Loop:
         self.saved_at = time.monotonic()
         self.micro = MicroBatches(self.plan, least=2 if self.options.keep_pairs else 1)
 
-    def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress) -> None:
+    def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress, last: int) -> None:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)  # gradients that a caller left are no part of the first step
-        while self.at.step < self.plan.num_steps:
+        while self.at.step < last:
             started = time.monotonic()
             micro_batches = next(batches)
             waited = time.monotonic() - started

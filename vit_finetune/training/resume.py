@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,8 +93,28 @@ def new_run_folder(run_dir: Path) -> Iterator[Path]:
         yield folder
 
 
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint of a run.
+
+    Attributes:
+        step: its step, or None where there is none.
+        notes: a line for each damaged one that was passed over.
+    """
+
+    step: int | None
+    notes: tuple[str, ...]
+
+
+def find_checkpoint(run_dir: Path) -> Found:
+    """Find the newest checkpoint of a run whose hashes agree."""
+    step, notes = store.newest_whole(run_dir / "checkpoints")
+    return Found(step, tuple(notes))
+
+
 def restore(
     run_dir: Path,
+    found: Found,
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -102,12 +123,13 @@ def restore(
     settings: Mapping[str, object],
     keep_threads: bool,
 ) -> Progress:
-    """Put the newest whole checkpoint back and cut the journals to its step.
+    """Put a checkpoint back and cut the journals to its step.
 
     Args:
         run_dir: the run's folder.
+        found: of `find_checkpoint`.
         model: the bare network.
-        optimizer: prepared.
+        optimizer: prepared, over the parameters that train after the checkpoint's step.
         accelerator: of the run.
         console: told what was used and what was passed over.
         settings: what a checkpoint's own `settings` must equal.
@@ -119,9 +141,8 @@ def restore(
     Raises:
         RequestError: the checkpoint belongs to other data.
     """
-    root = run_dir / "checkpoints"
-    step, notes = store.newest_whole(root)
-    console.say(*notes)
+    step = found.step
+    console.say(*found.notes)
     journals = [
         Journal(run_dir / name, enabled=accelerator.is_main_process) for name in ("metrics.jsonl", "timing.jsonl")
     ]
@@ -130,7 +151,7 @@ def restore(
             journal.cut(0)
         console.say("resume: no whole checkpoint yet, starting from step 0")
         return Progress()
-    loaded = store.load_checkpoint(root, step, verify=False)  # newest_whole has just read every byte
+    loaded = store.load_checkpoint(run_dir / "checkpoints", step, verify=False)  # every byte has just been read
     state = loaded.state
     for key, value in settings.items():
         if state.get(key) != value:
