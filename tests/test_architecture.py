@@ -30,7 +30,8 @@ _ROOMS_BELOW = {
     "training": {"common", "models", "weights"},
     "evaluation": {"common", "models", "weights"},
     "export": {"common", "models", "weights"},
-    "recipe": {"common"},
+    "shipped": {"common"},
+    "recipe": {"common", "shipped"},
     "config": {"common", "recipe"},
 }
 _ALL_ROOMS = set(_ROOMS_BELOW)
@@ -63,7 +64,7 @@ PURE_CALLS = {
     *("Path", "dict", "dict.fromkeys", "frozenset", "list", "range", "set", "sorted", "str", "tuple", "zip"),
     *("NamedTuple", "NewType", "ParamSpec", "TypeVar", "MappingProxyType", "get_args", "namedtuple", "partial"),
     *("BeforeValidator", "ConfigDict", "Field", "PrivateAttr", "field", "replace"),
-    *("logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
+    *("StrEnum", "logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
 }
 PURE_METHODS = {"items", "split", "keys", "values", "join"}
 TOP_LEVEL_EXCEPTIONS = {("__init__", "sys.modules[__name__].__class__ = _Package")}
@@ -73,7 +74,15 @@ MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a run
 MAX_SCRIPT_LINES = 60
 
-VERBS = {"train", "evaluate", "predict", "inspect", "convert", "models"}  # a verb joins with its issue, whole
+VERBS = {
+    "train",
+    "evaluate",
+    "predict",
+    "inspect",
+    "convert",
+    "models",
+    "recipes",
+}  # a verb joins with its issue, whole
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

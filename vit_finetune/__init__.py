@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vit_finetune.common.errors import NotRepresentable, RequestError, WorkError
     from vit_finetune.common.preprocess import PreprocessSpec
     from vit_finetune.config import Config
-    from vit_finetune.data import load_splits, write_demo_digits
-    from vit_finetune.evaluation import EvalResult, Predictions
+    from vit_finetune.data import Splits, k_folds, load_splits, splits_from, write_demo_digits
+    from vit_finetune.evaluation import EvalResult, Predictions, mean_interval
     from vit_finetune.export import export_model_folder
     from vit_finetune.finetune import RunResult, finetune
     from vit_finetune.models import (
@@ -52,6 +52,7 @@ __all__ = [
     "PreprocessSpec",
     "RequestError",
     "RunResult",
+    "Splits",
     "ViTConfig",
     "VisionTransformer",
     "WorkError",
@@ -65,10 +66,13 @@ __all__ = [
     "finetune",
     "from_pretrained",
     "inspect_checkpoint",
+    "k_folds",
     "list_models",
     "load_pretrained",
     "load_splits",
+    "mean_interval",
     "replace_head",
+    "splits_from",
     "write_demo_digits",
 ]
 
@@ -77,8 +81,8 @@ _ROOMS = {
     "common.errors": ("NotRepresentable", "RequestError", "WorkError"),
     "common.preprocess": ("PreprocessSpec",),
     "config": ("Config",),
-    "data": ("load_splits", "write_demo_digits"),
-    "evaluation": ("EvalResult", "Predictions"),
+    "data": ("Splits", "k_folds", "load_splits", "splits_from", "write_demo_digits"),
+    "evaluation": ("EvalResult", "Predictions", "mean_interval"),
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),

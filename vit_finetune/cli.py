@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -19,6 +20,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+RecipesAction = StrEnum("RecipesAction", ["LIST", "SHOW", "COPY"])
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; an accelerator where there is one.")]
 ModelArgument = Annotated[
@@ -253,6 +255,33 @@ def models(
         counts = (config.num_tokens, config.patch_size[0], config.embed_dim, config.depth)
         columns = f"{counts[0]:>6}  {counts[1]:>5}  {counts[2]:>5}  {counts[3]:>5}"
         print(f"{name:<{width}}  {count_parameters(config):>13,}  {columns}")
+
+
+@app.command()
+def recipes(
+    action: Annotated[RecipesAction, typer.Argument()] = RecipesAction.LIST,
+    name: Annotated[str, typer.Argument(help="For show and copy: a name that list prints.")] = "",
+    dst: Annotated[Path | None, typer.Argument(metavar="[DEST]", help="For copy: a file or a folder.")] = None,
+    *,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Show a preset with all keys that it inherits.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """List the recipes and scripts that ship with the package, show one, or copy one to edit it.
+
+    Example: vit-finetune recipes copy vit_paper/cifar10 mine.yaml
+    """
+    from vit_finetune import shipped
+
+    if action is RecipesAction.LIST:
+        print("\n".join(shipped.listing()))
+    elif action is RecipesAction.COPY:
+        print(shipped.copy_shipped(name, dst, overwrite=overwrite))
+    elif resolved:
+        from vit_finetune.recipe import read_recipe, write_yaml
+
+        print(write_yaml(read_recipe(shipped.find_shipped(name))), end="")
+    else:
+        print(shipped.find_shipped(name).read_text(encoding="utf-8"), end="")
 
 
 def _print_summary(name: str) -> None:

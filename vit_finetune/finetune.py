@@ -19,6 +19,7 @@ from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.manifest import manifest_hash, write_manifest
+from vit_finetune.data.sources import FROM_PYTHON
 from vit_finetune.evaluation import write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.models import Backbone
@@ -61,12 +62,17 @@ class RunResult:
 
 
 def finetune(  # noqa: PLR0915 - the one long function: a story is told in one piece
-    config: Config | Mapping[str, Any] | str | Path, *, resume: bool = False, overwrite: bool = False
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    data: Splits | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> RunResult:
     """Fine-tune a network as configured and return the best one.
 
     Args:
         config: a Config, a mapping of its sections, a YAML file or the name of a shipped recipe.
+        data: the pictures, in the place of those that the configuration names; see `splits_from`, `k_folds`.
         resume: go on with the run in `run.dir`; starts it where there is none, returns it where it is done.
         overwrite: replace the run in `run.dir`.
 
@@ -77,7 +83,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         RequestError: the configuration, the data or the weights are not what they must be; nothing was written.
         WorkError: a loss or gradient is not finite, or the disk refused; what was written before is whole.
     """
-    config = Config.load(config)
+    config = Config.load(config, overrides=[] if data is None else [f"data.source={FROM_PYTHON}"])
     run_dir = Path(config.run.dir)
 
     # Processes, device, precision. Nothing is written before everything below has been found to fit.
@@ -94,7 +100,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     resuming = on_main(accelerator, lambda: check_run_folder(run_dir, values, resume=resume, overwrite=overwrite))
 
     # Pictures, with one class map over all splits.
-    splits = open_splits(config.data, seed=config.run.seed)
+    splits = data if data is not None else open_splits(config.data, seed=config.run.seed)
     data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, run_dir, resuming=resuming))
 
     # The network: pretrained weights, a new head, what trains.
