@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         list_models,
         replace_head,
     )
-    from vit_finetune.predict import Predictor, evaluate
+    from vit_finetune.predict import Predictor, evaluate, open_splits
     from vit_finetune.weights import (
         ConversionReport,
         LoadReport,
@@ -71,6 +71,7 @@ __all__ = [
     "load_pretrained",
     "load_splits",
     "mean_interval",
+    "open_splits",
     "replace_head",
     "splits_from",
     "write_demo_digits",
@@ -86,7 +87,7 @@ _ROOMS = {
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
-    "predict": ("Predictor", "evaluate"),
+    "predict": ("Predictor", "evaluate", "open_splits"),
     "weights": (
         "ConversionReport",
         "LoadReport",

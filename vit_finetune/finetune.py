@@ -72,7 +72,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
 
     Args:
         config: a Config, a mapping of its sections, a YAML file or the name of a shipped recipe.
-        data: the pictures, in the place of those that the configuration names; see `splits_from`, `k_folds`.
+        data: the pictures, already opened (see `splits_from`, `k_folds`); None opens what `config.data` names. In a
+            recipe or mapping `data.source` then becomes `python`; a Config keeps what it says.
         resume: go on with the run in `run.dir`; starts it where there is none, returns it where it is done.
         overwrite: replace the run in `run.dir`.
 
@@ -83,7 +84,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         RequestError: the configuration, the data or the weights are not what they must be; nothing was written.
         WorkError: a loss or gradient is not finite, or the disk refused; what was written before is whole.
     """
-    config = Config.load(config, overrides=[] if data is None else [f"data.source={FROM_PYTHON}"])
+    keeps_data = data is None or isinstance(config, Config)
+    config = Config.load(config, overrides=[] if keeps_data else [f"data.source={FROM_PYTHON}"])
     run_dir = Path(config.run.dir)
 
     # Processes, device, precision. Nothing is written before everything below has been found to fit.

@@ -136,27 +136,26 @@ def _part(split: str, samples: Samples, class_names: tuple[str, ...] | None) -> 
 
 
 def _class_of(sample: Any, name: str, class_names: tuple[str, ...] | None) -> str:
-    """Return the class name of a sample, which is checked on the way."""
+    """Return the class name of a sample; the picture is looked at on the way."""
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise RequestError(f"{name} is a {type(sample).__name__}; a sample is (picture, class)")
     picture, label = sample
     if not isinstance(picture, str | Path | bytes):
         _as_image(picture, name)
-    if isinstance(label, str):
-        if class_names is not None and label not in class_names:
-            raise RequestError(
-                f"{name} has the class {label!r}, which class_names lacks{did_you_mean(label, class_names)}"
-            )
-        return label
-    try:
-        index = operator.index(label)
-    except TypeError:
-        raise RequestError(f"{name} has the class {label!r}; give a name or an index") from None
-    if class_names is None:
-        return str(index)
-    if not 0 <= index < len(class_names):
-        raise RequestError(f"{name} has the class {index}; there are {len(class_names)}, 0 to {len(class_names) - 1}")
-    return class_names[index]
+    if not isinstance(label, str):
+        try:
+            index = operator.index(label)
+        except TypeError:
+            raise RequestError(f"{name} has the class {label!r}; give a name or an index") from None
+        if class_names is None:
+            return str(index)
+        if not 0 <= index < len(class_names):
+            last = len(class_names) - 1
+            raise RequestError(f"{name} has the class {index}; the class names are for 0 to {last}")
+        return class_names[index]
+    if class_names is not None and label not in class_names:
+        raise RequestError(f"{name} has the class {label!r}, which class_names lacks{did_you_mean(label, class_names)}")
+    return label
 
 
 def _as_image(picture: Any, name: str) -> Image.Image:
