@@ -64,7 +64,8 @@ PURE_CALLS = {
     *("Path", "dict", "dict.fromkeys", "frozenset", "list", "range", "set", "sorted", "str", "tuple", "zip"),
     *("NamedTuple", "NewType", "ParamSpec", "TypeVar", "MappingProxyType", "get_args", "namedtuple", "partial"),
     *("BeforeValidator", "ConfigDict", "Field", "PrivateAttr", "field", "replace"),
-    *("StrEnum", "logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
+    *("logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
+    "StrEnum",
 }
 PURE_METHODS = {"items", "split", "keys", "values", "join"}
 TOP_LEVEL_EXCEPTIONS = {("__init__", "sys.modules[__name__].__class__ = _Package")}

@@ -64,18 +64,18 @@ class RunResult:
 def finetune(  # noqa: PLR0915 - the one long function: a story is told in one piece
     config: Config | Mapping[str, Any] | str | Path,
     *,
-    data: Splits | None = None,
     resume: bool = False,
     overwrite: bool = False,
+    data: Splits | None = None,
 ) -> RunResult:
     """Fine-tune a network as configured and return the best one.
 
     Args:
         config: a Config, a mapping of its sections, a YAML file or the name of a shipped recipe.
-        data: the pictures, already opened (see `splits_from`, `k_folds`); None opens what `config.data` names. In a
-            recipe or mapping `data.source` then becomes `python`; a Config keeps what it says.
         resume: go on with the run in `run.dir`; starts it where there is none, returns it where it is done.
         overwrite: replace the run in `run.dir`.
+        data: the pictures, already opened (see `splits_from`, `k_folds`); None opens what `config.data` names. In a
+            recipe or mapping `data.source` then becomes `python`; a Config keeps what it says.
 
     Returns:
         The finished run.
@@ -102,7 +102,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     resuming = on_main(accelerator, lambda: check_run_folder(run_dir, values, resume=resume, overwrite=overwrite))
 
     # Pictures, with one class map over all splits.
-    splits = data if data is not None else open_splits(config.data, seed=config.run.seed)
+    splits = data or open_splits(config.data, seed=config.run.seed)
     data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, run_dir, resuming=resuming))
 
     # The network: pretrained weights, a new head, what trains.

@@ -82,14 +82,14 @@ def load_splits(
         RequestError: the source is missing, has no pictures, an empty class folder, a single class, or
             a class that only val or test knows.
     """
-    if source == FROM_PYTHON:
-        raise RequestError(
-            "these pictures came from Python; give them again: finetune(..., data=...), or name a folder"
-        )
     if (root is None) == (source is None):
         raise RequestError("give either data.root (a folder) or data.source (a data set), and not both")
     if not 0 <= val_fraction < 1:
         raise RequestError(f"val_fraction is {val_fraction}; it must be at least 0 and below 1")
+    if source == FROM_PYTHON:
+        raise RequestError(
+            "these pictures came from Python; give them again: finetune(..., data=...), or name a folder"
+        )
     if root is not None:
         parts = _read_root(Path(root).expanduser(), train_split, val_split, test_split)
     else:
