@@ -104,3 +104,12 @@ def test_schema__describes_every_key() -> None:
     for section in schema["$defs"].values():
         for name, entry in section["properties"].items():
             assert entry.get("description"), f"{section['title']}.{name}"
+
+
+def test_measure_settings__fit_the_recipes() -> None:
+    """What measure.json changes are options of recipes that exist, and every recipe that is no preset is measured."""
+    settings = json.loads((ROOT / "recipes" / "measure.json").read_text())
+    assert set(settings["seeds"]) <= set(settings["recipes"])
+    assert set(settings["recipes"]) == {name for name in NAMES if "/" not in name} - {"quickstart"}
+    for name, changes in settings["recipes"].items():
+        Config.load(name, overrides=[*settings["common"], *changes])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -14,8 +15,8 @@ from run_helpers import ROOT, TINY, make_pictures
 from vit_finetune import Config, Predictor, PreprocessSpec, RequestError, create_model, export_model_folder
 
 SCRIPTS = {
-    *("custom_dataset", "k_fold", "measure", "multi_label", "quickstart", "replace_head_only", "resume", "soup"),
-    "two_stage",
+    *("custom_dataset", "k_fold", "measure", "measure_table", "multi_label", "quickstart", "replace_head_only"),
+    *("resume", "soup", "two_stage"),
 }
 SHORT = (*TINY, "train.global_batch_size=6", "schedule.warmup_epochs=null")
 
@@ -142,3 +143,28 @@ def test_scripts__without_arguments(name: str) -> None:
     """A script that needs an argument says which."""
     with pytest.raises(RequestError, match="^give "):
         script(name).main([])
+
+
+def test_measure(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each run is a line with its figures; a second call adds nothing; the table has them beside the published ones."""
+    measure, results = script("measure"), tmp_path / "results"
+    options = ["--only", "linear_probe", "--only", "augreg", "--results", str(results)]
+    sets = [text for value in (*SHORT, "train.steps=2", "schedule.warmup_steps=1") for text in ("--set", value)]
+    measure.main([f"tiny={pictures}", *options, *sets])
+    log = results / "results.jsonl"
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(row["recipe"], row["seed"]) for row in rows] == [
+        *(("linear_probe", seed) for seed in range(3)),
+        ("augreg", 0),
+    ]
+    assert all(0 <= row["accuracy"] <= 1 and row["epoch_seconds"] > 0 for row in rows)
+    measure.main([f"tiny={pictures}", *options, *sets])
+    assert len(log.read_text().splitlines()) == 4
+    document = tmp_path / "README.md"
+    document.write_text("before\n<!-- measured -->\nOLD TABLE\n<!-- end -->\nafter\n")
+    script("measure_table").main([str(log), str(document)])
+    text = document.read_text()
+    assert text.startswith("before\n<!-- measured -->\n| recipe |") and text.endswith("<!-- end -->\nafter\n")
+    row = next(line for line in text.splitlines() if line.startswith("| [augreg]"))
+    assert f"| {100 * rows[3]['accuracy']:.1f} |" in row and "B/32 83.59 %" in row
+    assert "OLD TABLE" not in text
