@@ -23,7 +23,7 @@ def measure(recipe: str, overrides: list[str], run_dir: Path) -> dict[str, Any]:
     seconds, plan = time.monotonic() - started, json.loads((run_dir / "plan.json").read_text())
     timing = run_dir / "timing.jsonl"
     rows = map(json.loads, timing.read_text().splitlines() if timing.exists() else [])
-    steps = [row["seconds"] for row in rows if "seconds" in row]
+    steps = [row["seconds"] for row in rows if {"step", "seconds"} <= set(row)]
     per_epoch = sum(steps) / len(steps) * plan["num_train"] / config.train.global_batch_size if steps else None
     trained = max((stage["num_trained"] for stage in plan.get("tuned", [])), default=None)
     return {**result.metrics, "trained": trained, "epoch_seconds": per_epoch, "seconds": seconds}  # of this call
