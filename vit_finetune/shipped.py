@@ -6,6 +6,7 @@ Not how a recipe is read: that is recipe.py.
 from __future__ import annotations
 
 import ast
+from itertools import takewhile
 from pathlib import Path
 
 from vit_finetune.common.errors import RequestError
@@ -33,12 +34,13 @@ def listing() -> list[str]:
 
 
 def summary_of(path: Path) -> str:
-    """Return the first line of a recipe's head comment or of a script's docstring."""
+    """Return the first sentence of a recipe's head comment, or the first line of a script's docstring."""
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".py":
         return (ast.get_docstring(ast.parse(text)) or "").partition("\n")[0]
     comments = (line.removeprefix("#").strip() for line in text.splitlines() if not line.startswith(_SCHEMA_LINE))
-    return next(comments, "")
+    sentence, stop, _ = " ".join(takewhile(bool, comments)).partition(". ")
+    return sentence + stop.strip()
 
 
 def find_shipped(name: str) -> Path:
