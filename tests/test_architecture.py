@@ -30,7 +30,8 @@ _ROOMS_BELOW = {
     "training": {"common", "models", "weights"},
     "evaluation": {"common", "models", "weights"},
     "export": {"common", "models", "weights"},
-    "recipe": {"common"},
+    "shipped": {"common"},
+    "recipe": {"common", "shipped"},
     "config": {"common", "recipe"},
 }
 _ALL_ROOMS = set(_ROOMS_BELOW)
@@ -48,7 +49,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
     "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"predict", "finetune", "soups", "sweeps"},
+    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "soups", "sweeps"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -70,6 +71,7 @@ PURE_CALLS = {
     *("NamedTuple", "NewType", "ParamSpec", "TypeVar", "MappingProxyType", "get_args", "namedtuple", "partial"),
     *("BeforeValidator", "ConfigDict", "Field", "PrivateAttr", "field", "replace"),
     *("logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
+    "StrEnum",
 }
 PURE_METHODS = {"items", "split", "keys", "values", "join"}
 TOP_LEVEL_EXCEPTIONS = {("__init__", "sys.modules[__name__].__class__ = _Package")}
@@ -79,7 +81,8 @@ MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a run
 MAX_SCRIPT_LINES = 60
 
-VERBS = {"train", "sweep", "evaluate", "predict", "inspect", "convert", "models"}  # a verb joins with its issue, whole
+# A verb joins with its issue, whole.
+VERBS = {"train", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vit_finetune.common.errors import NotRepresentable, RequestError, WorkError
     from vit_finetune.common.preprocess import PreprocessSpec
     from vit_finetune.config import Config
-    from vit_finetune.data import load_splits, write_demo_digits
-    from vit_finetune.evaluation import EvalResult, Predictions
+    from vit_finetune.data import Splits, k_folds, load_splits, splits_from, write_demo_digits
+    from vit_finetune.evaluation import EvalResult, Predictions, mean_interval
     from vit_finetune.export import export_model_folder
     from vit_finetune.finetune import RunResult, finetune
     from vit_finetune.models import (
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         list_models,
         replace_head,
     )
+    from vit_finetune.pictures import open_splits
     from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.sweeps import SweepResult, sweep
@@ -57,6 +58,7 @@ __all__ = [
     "RequestError",
     "RunResult",
     "SoupResult",
+    "Splits",
     "SweepResult",
     "ViTConfig",
     "VisionTransformer",
@@ -77,12 +79,16 @@ __all__ = [
     "from_pretrained",
     "greedy_soup",
     "inspect_checkpoint",
+    "k_folds",
     "list_models",
     "load_pretrained",
     "load_splits",
+    "mean_interval",
     "merge_lora",
+    "open_splits",
     "replace_head",
     "save_adapter",
+    "splits_from",
     "sweep",
     "uniform_soup",
     "wise_ft",
@@ -94,11 +100,12 @@ _ROOMS = {
     "common.errors": ("NotRepresentable", "RequestError", "WorkError"),
     "common.preprocess": ("PreprocessSpec",),
     "config": ("Config",),
-    "data": ("load_splits", "write_demo_digits"),
-    "evaluation": ("EvalResult", "Predictions"),
+    "data": ("Splits", "k_folds", "load_splits", "splits_from", "write_demo_digits"),
+    "evaluation": ("EvalResult", "Predictions", "mean_interval"),
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
+    "pictures": ("open_splits",),
     "predict": ("Predictor", "evaluate", "evaluate_corrupted"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "sweeps": ("SweepResult", "sweep"),

@@ -33,6 +33,7 @@ from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.manifest import manifest_hash, write_manifest
+from vit_finetune.data.sources import FROM_PYTHON
 from vit_finetune.evaluation import Blend, write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.ladder import climb
@@ -92,7 +93,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         resume: go on with the run in `run.dir`; starts it where there is none, returns it where it is done.
         overwrite: replace the run in `run.dir`.
         replay: plan.json of a run under `train.budget`, whose decisions are taken over, so that its result repeats.
-        data: the pictures, already opened; None opens what `config.data` names.
+        data: the pictures, already opened (see `splits_from`, `k_folds`); None opens what `config.data` names. In a
+            recipe or mapping `data.source` then becomes `python`; a Config keeps what it says.
 
     Returns:
         The finished run.
@@ -101,7 +103,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         RequestError: the configuration, the data or the weights are not what they must be; nothing was written.
         WorkError: a loss or gradient is not finite, or the disk refused; what was written before is whole.
     """
-    config = Config.load(config)
+    keeps_data = data is None or isinstance(config, Config)
+    config = Config.load(config, overrides=[] if keeps_data else [f"data.source={FROM_PYTHON}"])
     run_dir = Path(config.run.dir)
     if config.train.budget is not None:
         climbed = climb(config, train=finetune, resume=resume, overwrite=overwrite, replay=replay, data=data)

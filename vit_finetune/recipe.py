@@ -15,14 +15,22 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.shipped import shipped_recipes
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
-_CLOCKS = ("steps", "epochs", "budget")  # of which a run has one
 _TAG = "tag:yaml.org,2002:"
 _TRUTH = (f"{_TAG}bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"))
+# Keys of a section of which one is given: a later one takes the place of an earlier one.
+EITHER = {
+    "data": ("root", "source"),
+    "tuning": ("probe_steps", "probe_epochs"),
+    "train": ("steps", "epochs", "budget"),
+    "schedule": ("warmup_steps", "warmup_epochs"),
+    "evaluation": ("every_steps", "every_epochs"),
+}
 _NUMBER = (
     f"{_TAG}float",
     re.compile(
@@ -97,16 +105,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with the package, name -> file.
-
-    An installed wheel holds them inside the package, a checkout beside it.
-    """
-    here = Path(__file__).parent
-    folders = (here / "recipes", here.parent / "recipes")
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-
-
 def find_recipe(name: str | Path) -> Path:
     """Return the file of a recipe given by path, by the name of a shipped one, or by a run's folder.
 
@@ -119,7 +117,7 @@ def find_recipe(name: str | Path) -> Path:
     if (path / "config.yaml").is_file():
         return path / "config.yaml"
     shipped = shipped_recipes()
-    known = shipped.get(str(name)) or shipped.get(path.name.removesuffix(".yaml") if len(path.parts) == 1 else "")
+    known = shipped.get(path.as_posix().removesuffix(".yaml"))
     if known is None:
         hint = did_you_mean(str(name), shipped)
         raise RequestError(
@@ -129,19 +127,49 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def read_recipe(name: str | Path) -> dict[str, Any]:
-    """Return the sections of a recipe as plain values.
+    """Return the sections of a recipe as plain values, laid over those of the recipe that it `extends`, if any.
 
     Raises:
-        RequestError: it is not there, or it is no YAML mapping.
+        RequestError: a recipe is not there, is no YAML mapping, or extends itself.
     """
-    path = find_recipe(name)
+    return _read_file(find_recipe(name), above=())
+
+
+def _read_file(path: Path, *, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the sections of a file that the files `above` lead to."""
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise RequestError(f"{path} holds no sections; a recipe is a mapping such as model: {{...}}, data: {{...}}")
-    return values
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise RequestError(f"{path} extends {base!r}; give the name of a shipped recipe, or a file beside this one")
+    beside = path.parent / base
+    found = beside if beside.is_file() else shipped_recipes().get(base) or find_recipe(base)
+    chain = (*above, path.resolve())
+    if found.resolve() in chain:
+        raise RequestError(f"{path} extends {base}, which leads back to it")
+    merged = _read_file(found, above=chain)
+    for section, keys in values.items():
+        if isinstance(keys, dict) and isinstance(merged.get(section), dict):
+            for key, value in keys.items():
+                _lay(merged[section], section, key, value)
+        else:
+            merged[section] = keys
+    return merged
+
+
+def _lay(part: dict[str, Any], section: str, key: str, value: Any) -> None:
+    """Set a key of a section; of keys that exclude each other, the new one replaces the others."""
+    if value is not None and key in (group := EITHER.get(section, ())):
+        for other in group:
+            part.pop(other, None)
+    old = part.get(key)
+    part[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
 
 
 def recipe_of_pictures(name: str) -> tuple[str, list[str]]:
@@ -163,7 +191,7 @@ def recipe_of_pictures(name: str) -> tuple[str, list[str]]:
 def apply_override(values: dict[str, Any], text: str) -> None:
     """Lay one `section.key=value` over `values`, which is changed.
 
-    `train.steps`, `train.epochs` or `train.budget` replaces whichever of the three was there.
+    Of keys that exclude each other, such as `train.steps` and `train.epochs`, the new one replaces the old.
 
     Raises:
         RequestError: the text has another form.
@@ -177,14 +205,14 @@ def apply_override(values: dict[str, Any], text: str) -> None:
     except yaml.YAMLError:
         raise RequestError(f"the value in {text!r} is not readable YAML") from None
     part = values.setdefault(section, {})
-    if section == "train" and leaf in _CLOCKS and isinstance(part, dict):
-        for clock in _CLOCKS:
-            part.pop(clock, None)
     for parent in parents:
         part = part.setdefault(parent, {}) if isinstance(part, dict) else part
     if not isinstance(part, dict):
         raise RequestError(f"cannot lay {text!r} over {part!r}, which holds no keys")
-    part[leaf] = value
+    if parents:
+        part[leaf] = value
+    else:
+        _lay(part, section, leaf, value)
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:

@@ -68,6 +68,16 @@ class Config(Section):
             apply_override(values, text)
         return cls.parse(values)
 
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema of a recipe as a file: `extends` joins, and whatever it may bring is not required."""
+        schema = super().model_json_schema(*args, **kwargs)
+        about = "A shipped recipe, or a file beside this one, that this recipe is laid over, key by key."
+        schema["properties"] = {"extends": {"type": "string", "description": about}, **schema["properties"]}
+        for part in (schema, *schema["$defs"].values()):
+            part.pop("required", None)
+        return schema
+
     def to_yaml(self) -> str:
         """Return the whole configuration as YAML that `load` reads back equal."""
         return write_yaml(self.model_dump(mode="json"))

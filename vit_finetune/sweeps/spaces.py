@@ -16,7 +16,7 @@ import yaml
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.config import Config
-from vit_finetune.recipe import apply_override, read_yaml
+from vit_finetune.recipe import EITHER, apply_override, read_yaml
 
 AUGREG_GRID: Mapping[str, tuple[Any, ...]] = {
     "optimizer.lr": (0.001, 0.003, 0.01, 0.03),
@@ -145,8 +145,10 @@ def check_keys(keys: Iterable[str]) -> None:
     own = sorted(named & {*_NOT_SWEPT})
     if own:
         raise RequestError(f"{', '.join(own)} is the sweep's own; sweep something else")
-    if {"train.steps", "train.epochs"} <= named:
-        raise RequestError("train.steps and train.epochs replace each other; sweep one of them")
+    for section, names in EITHER.items():
+        both = [key for key in (f"{section}.{name}" for name in names) if key in named]
+        if len(both) > 1:
+            raise RequestError(f"{' and '.join(both)} replace each other; sweep one of them")
 
 
 def trial_config(config: Config, values: Mapping[str, Any], *, run_dir: str) -> Config:

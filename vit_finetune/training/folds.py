@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.common.folds import deal_groups
 from vit_finetune.common.seeding import derive_seed
 
 FOLDS = ("stratified", "contiguous")
@@ -48,21 +49,12 @@ def folds_of(
 
 
 def _grouped(labels: NDArray[np.int64], *, num_folds: int, groups: Sequence[str]) -> NDArray[np.int64]:
-    """Deal out whole groups, the largest first, each to the fold where classes stay most even."""
+    """Deal out whole groups; of equals, the first by name comes first."""
     names, members = np.unique(np.asarray(groups), return_inverse=True)
     if len(names) < num_folds:
         raise RequestError(
             f"readout.groups finds {len(names)} groups ({', '.join(map(str, names[:5]))}) for {num_folds} folds; "
             "choose a finer expression or a smaller readout.num_folds"
         )
-    counts = np.zeros((len(names), int(labels.max()) + 1))
-    np.add.at(counts, (members, labels), 1)
-    share = counts / counts.sum(axis=0).clip(min=1)
-    held = np.zeros((num_folds, counts.shape[1]))
-    fold_of_group = np.zeros(len(names), dtype=np.int64)
-    for group in np.argsort(-counts.sum(axis=1), kind="stable"):
-        # The growth of the sum of squares, which is least when folds hold equal shares of every class.
-        growth = (share[group] * (2 * held + share[group])).sum(axis=1)
-        fold_of_group[group] = growth.argmin()
-        held[fold_of_group[group]] += share[group]
-    return fold_of_group[members]
+    fold_of = deal_groups(members, labels, num_folds, range(len(names)))
+    return fold_of[members]
