@@ -41,7 +41,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predict": _ALL_ROOMS | {"pictures"},
     "ladder": _ALL_ROOMS | {"pictures", "predict"},
-    "readout_run": _ALL_ROOMS | {"assembly", "pictures"},
+    "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict"},
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
     "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "staging"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},

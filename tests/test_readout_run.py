@@ -13,7 +13,7 @@ import yaml
 from run_helpers import make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import Predictor, evaluate, finetune
+from vit_finetune import Predictor, evaluate, evaluate_corrupted, finetune
 from vit_finetune.common.errors import RequestError
 from vit_finetune.finetune import RunResult
 
@@ -187,6 +187,24 @@ def test_run__bad_requests_in_one_line(
     with pytest.raises(RequestError, match=message.replace("(", r"\(") if "regular" not in message else message):
         finetune(config_of(pictures, tmp_path / "run", cache, readout=readout))
     assert not (tmp_path / "run").exists()
+
+
+def test_run__blends_nothing(pictures: Path, cache: Path, tmp_path: Path) -> None:
+    """WiSE-FT needs weights that train: refused rather than ignored."""
+    config = config_of(pictures, tmp_path / "run", cache, train={"steps": 20, "wise_ft": True})
+    with pytest.raises(RequestError, match=r"train\.wise_ft is for weights that train"):
+        finetune(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run__corrupted_pictures_are_scored_too(pictures: Path, cache: Path, tmp_path: Path) -> None:
+    """What metrics.json says of corrupted pictures is what the exported model gives on them."""
+    config = config_of(
+        pictures, tmp_path / "run", cache, readout={"name": "logistic"}, evaluation={"corruptions": True}
+    )
+    told = json.loads((finetune(config).run_dir / "metrics.json").read_text())["corruptions"]
+    assert told == evaluate_corrupted(tmp_path / "run", pictures / "val", seed=0)
+    assert len(told["rows"]) == 9
 
 
 def test_run__groups_are_read_off_paths(pictures: Path, cache: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from vit_finetune import Config, Predictor, finetune
 from vit_finetune.common.errors import RequestError
 from vit_finetune.finetune import RunResult
 from vit_finetune.staging import Staging
-from vit_finetune.training import Progress, RunConsole, parameter_groups, plan_stages
+from vit_finetune.training import Progress, RunConsole, TrainPlan, parameter_groups, plan_stages
+from vit_finetune.training.micro_batches import with_micro_batch
 from vit_finetune.training.optim import set_lr
 
 NUM_STEPS = 6
@@ -281,3 +282,22 @@ def test_stages__two_processes_are_one(runs: dict[str, RunResult], pictures: Pat
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (one, two))
     for name, tensor in ours.items():
         torch.testing.assert_close(theirs[name], tensor, atol=1e-4, rtol=0, msg=name)
+
+
+def test_stages__memory_is_measured_with_what_trains_most(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The micro-batch that is found at the start has to fit the last stage, not the first, which trains the head."""
+    seen = []
+
+    def find(model: torch.nn.Module, plan: TrainPlan, **options: Any) -> TrainPlan:
+        seen.append(all(parameter.requires_grad for parameter in model.parameters()))
+        return with_micro_batch(plan, 2)
+
+    monkeypatch.setattr("vit_finetune.assembly.numbers.find_micro_batch", find)
+    train = {"steps": NUM_STEPS, "global_batch_size": 6, "per_device_batch_size": "auto"}
+    result = finetune(config_of(pictures, tmp_path / "run", "lp_ft", train=train))
+    told = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert seen == [True]
+    assert (told["per_device_batch_size"], told["gradient_accumulation_steps"]) == (2, 3)
+    assert changed(result, 1) == {"head.weight", "head.bias"}

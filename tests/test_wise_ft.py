@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 from run_helpers import make_pictures, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import Config, evaluate, finetune
+from vit_finetune import Config, Predictor, evaluate, finetune
 from vit_finetune.assembly import build_model
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.pictures import run_splits
+from vit_finetune.training.checkpoint import save_start
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,37 @@ def test_wise_ft__needs_val(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"train.wise_ft chooses on val pictures, and there are none"):
         finetune(config)
     assert not (tmp_path / "run").exists()
+
+
+def test_wise_ft__of_a_probe_starts_where_it_ended(pictures: Path, tmp_path: Path) -> None:
+    """lp_ft blends with the network whose head the probe has trained, also where it is resumed just there."""
+    sections = {
+        "tuning": {"mode": "lp_ft", "probe_steps": 2},
+        "train": {"steps": 4, "wise_ft": [0.5]},
+        "schedule": {"warmup_steps": None},
+        "checkpoint": {"every_steps": 1, "keep_last": 9},
+    }
+    whole = finetune(tiny_config(pictures, tmp_path / "run", **sections))
+    probed = load_file(tmp_path / "run" / "checkpoints" / "step-00000002" / "model.safetensors")
+    start = load_file(tmp_path / "run" / "start.safetensors")
+    assert all(torch.equal(start[name], probed[name]) for name in probed)
+    for step in (3, 4):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"step-{step:08d}")
+    save_start(tmp_path / "run", {name: torch.zeros_like(tensor) for name, tensor in start.items()})
+    resumed = finetune(tiny_config(pictures, tmp_path / "run", **sections), resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(whole.model.parameters(), resumed.model.parameters(), strict=True))
+
+
+def test_wise_ft__of_adapters_blends_merged_weights(pictures: Path, tmp_path: Path) -> None:
+    """With LoRA the start is the network without adapters, and alpha 0 gives its blocks back."""
+    sections = {"tuning": {"mode": "lora", "lora": {"rank": 2}}, "evaluation": {"metric": "loss"}}
+    result = finetune(tiny_config(pictures, tmp_path / "run", train={"steps": 2, "wise_ft": [0.0]}, **sections))
+    start = load_file(tmp_path / "run" / "start.safetensors")
+    assert set(start) == set(result.model.state_dict())
+    rows = json.loads((tmp_path / "run" / "metrics.json").read_text())["wise_ft"]["val"]
+    result.model.load_state_dict(start)
+    names = Predictor(tmp_path / "run").class_names
+    spec = Predictor(tmp_path / "run").preprocess
+    predictor = Predictor(result.model, preprocess=spec, class_names=names)
+    loss = evaluate(result.model, pictures / "val", predictor=predictor).metrics["loss"]
+    assert loss == pytest.approx(rows[0]["metrics"]["loss"], rel=1e-5)

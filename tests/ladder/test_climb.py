@@ -14,7 +14,7 @@ from ladder_helpers import MIX, PROBE, RUNGS, TUNE, Clock, budget_config
 from run_helpers import make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import Predictor, finetune
+from vit_finetune import Predictor, evaluate_corrupted, finetune
 from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
@@ -311,8 +311,21 @@ def test_climb__rungs_never_see_the_test_split(pictures: Path, tmp_path: Path) -
     assert (told["split"], told["num_samples"]) == ("test", 15)
 
 
+def test_climb__corrupted_pictures_are_scored_once(pictures: Path, tmp_path: Path) -> None:
+    """Corruptions are the best model's alone, at the end; the rungs do not spend time on them."""
+    config = budget_config(pictures, tmp_path / "run", evaluation={"corruptions": True})
+    clock = Clock()
+    rungs = FakeRung(clock, {"logistic": 1.0}, {"logistic": 0.5})
+    climb(config, train=rungs, rungs=(PROBE,), clock=clock)
+    told = figures(tmp_path / "run")["corruptions"]
+    assert told == evaluate_corrupted(tmp_path / "run", pictures / "val", seed=0)
+    assert [config.evaluation.corruptions for config in rungs.told] == [False]
+
+
 def test_climb__contradictions_are_refused(pictures: Path, tmp_path: Path) -> None:
     """A tuning mode beside a budget, no val split to choose by: refused before anything is written."""
+    with pytest.raises(RequestError, match=r"drop train\.wise_ft"):
+        finetune(budget_config(pictures, tmp_path / "run", train={"wise_ft": True}))
     with pytest.raises(RequestError, match=r"drop the section tuning \(mode linear_probe\)"):
         finetune(budget_config(pictures, tmp_path / "run", tuning={"mode": "linear_probe"}))
     with pytest.raises(RequestError, match=r"data\.val_split is null"):

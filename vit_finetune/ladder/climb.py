@@ -279,7 +279,9 @@ class _Climber:
         if self.best is None:
             raise AssertionError("the first rung always runs")
         best, rows = self.best, self.rows
-        model, metrics, best_step = finish(self.config, self.splits, self.accelerator, best=best, rows=rows)
+        model, metrics, best_step = finish(
+            self.config, self.splits, self.accelerator, best=best, rows=rows, console=self.console
+        )
         self.console.say(*table(rows, best=best, metric=self.config.evaluation.metric))
         self.console.say(f"budget   {duration_text(self.now())} of {duration_text(self.budget)}")
         told = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())

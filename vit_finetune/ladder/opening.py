@@ -40,6 +40,8 @@ def checked_budget(config: Config) -> int:
             "train.budget chooses by the val split, and data.val_split is null; leave that out, and a share of train "
             "is held out"
         )
+    if config.train.wise_ft:
+        raise RequestError("train.budget blends with what fine-tuning began with on its last rung; drop train.wise_ft")
     return seconds_of(config.train.budget)
 
 

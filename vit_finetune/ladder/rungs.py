@@ -137,12 +137,13 @@ def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Con
     own: dict[str, Mapping[str, Any]] = {
         "train": {"budget": None, "steps": steps, "mixed_precision": log.mixed_precision},
         "run": {"dir": str(rung_dir(run_dir, rung.name)), "num_threads": log.num_threads},
+        "evaluation": {"corruptions": False},  # of the best rung's model alone, at the end
         "checkpoint": {"keep_last": 1, "every_minutes": config.checkpoint.every_minutes or _SAVE_EVERY_MINUTES},
     }
     if rung.kind == TRAINING:
         # The schedule ends where the rung does, so its last step is its result: scoring on the way would cost time, and
         # where val tells steps apart no more, it would keep the earliest.
-        own["evaluation"] = {"every_steps": steps, "every_epochs": None}
+        own["evaluation"] = {**own["evaluation"], "every_steps": steps, "every_epochs": None}
         own["schedule"] = {"warmup_steps": math.ceil(_WARMUP * steps), "warmup_epochs": None}
     if decision.starts_from is not None:
         # Architecture, sizes and preprocessing are the folder's; what the recipe asked for is in it already.

@@ -13,12 +13,13 @@ from vit_finetune.common.durations import duration_text
 from vit_finetune.common.files import atomic_file, write_json
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
+from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.evaluation import EvalResult, write_evaluation
 from vit_finetune.ladder.decisions import Decision
 from vit_finetune.ladder.rungs import rung_dir
 from vit_finetune.models import Backbone
-from vit_finetune.predict import Predictor, evaluate
-from vit_finetune.training import on_main
+from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted
+from vit_finetune.training import RunConsole, on_main
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -52,7 +53,13 @@ class Row:
 
 
 def finish(
-    config: Config, splits: Splits, accelerator: Accelerator, *, best: Row, rows: Sequence[Row]
+    config: Config,
+    splits: Splits,
+    accelerator: Accelerator,
+    *,
+    best: Row,
+    rows: Sequence[Row],
+    console: RunConsole,
 ) -> tuple[Backbone, dict[str, float], int]:
     """Score `model/` on the test split, or take over the rung's figures on val; write predictions and metrics.json.
 
@@ -62,6 +69,7 @@ def finish(
         accelerator: of the run.
         best: the rung that the model is of.
         rows: all rungs.
+        console: told of corrupted pictures, if the recipe has them scored.
 
     Returns:
         The network on the CPU, the figures, and the step of the rung's run that it is of.
@@ -81,7 +89,7 @@ def finish(
             result = evaluate(run_dir / "model", splits, split="test", predictor=predictor)
             metrics, counted = result.metrics, {"num_samples": result.num_samples, "per_class": result.per_class}
             write_predictions_of(splits.test, result, run_dir / PREDICTIONS, split="test", splits=splits)
-        summary = {
+        summary: dict[str, Any] = {
             "split": "val" if splits.test is None else "test",
             **metrics,
             "num_samples": counted["num_samples"],
@@ -91,6 +99,12 @@ def finish(
             "ladder": [row.to_mapping() for row in rows],
             "per_class": counted["per_class"],
         }
+        if config.evaluation.corruptions:
+            table = evaluate_corrupted(
+                run_dir / "model", splits, split=summary["split"], seed=config.run.seed, predictor=predictor
+            )
+            summary["corruptions"] = table
+            console.say(*(f"corrupt  {line}" for line in corruption_lines(table, config.evaluation.metric)))
         write_json(run_dir / "metrics.json", summary)
         return metrics
 

@@ -88,6 +88,7 @@ def write_outcome(
     trials: list[Trial],
     best: Trial,
     results: dict[str, EvalResult],
+    corrupted: dict[str, Any] | None,
     kind: str,
     clock: Clock,
 ) -> None:
@@ -109,6 +110,8 @@ def write_outcome(
         write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final, class_names=names)
         summary = {"split": final, **result.metrics, "num_samples": result.num_samples, **summary}
         summary["per_class"] = result.per_class
+    if corrupted is not None:
+        summary["corruptions"] = corrupted
     write_json(run_dir / METRICS_FILE, summary)
 
 

@@ -47,6 +47,8 @@ class ReadoutPlan:
         section, train = config.readout, config.train
         if section.onnx and (missing := missing_for_onnx()):
             raise RequestError(f"readout.onnx needs {', '.join(missing)}: pip install 'vit-finetune[onnx]'")
+        if train.wise_ft:
+            raise RequestError("train.wise_ft is for weights that train, and tuning.mode readout trains none; drop it")
         if splits.train.labels.ndim != 1:
             raise RequestError("tuning.mode readout is for one class per picture; train a network for several")
         folds = folds_of(

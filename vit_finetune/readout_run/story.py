@@ -21,10 +21,12 @@ from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.export import export_onnx, export_readout
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import open_splits
+from vit_finetune.predict import evaluate_corrupted
 from vit_finetune.readout_run.outcome import (
     METRICS_FILE,
     Clock,
@@ -150,8 +152,21 @@ def _choose_and_write(
         whole, _ = from_pretrained(run_dir / "model")
         shutil.rmtree(run_dir / "onnx", ignore_errors=True)
         export_onnx(whole.eval(), run_dir / "onnx", input_size=preprocess.input_size)
+    corrupted = None
+    if config.evaluation.corruptions and results:
+        corrupted = evaluate_corrupted(run_dir / "model", splits, seed=config.run.seed)
+        console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, config.evaluation.metric)))
     clock.lap("score and export")
-    write_outcome(run_dir, splits=splits, trials=trials, best=best, results=results, kind=exported.kind, clock=clock)
+    write_outcome(
+        run_dir,
+        splits=splits,
+        trials=trials,
+        best=best,
+        results=results,
+        corrupted=corrupted,
+        kind=exported.kind,
+        clock=clock,
+    )
     return exported.note
 
 
