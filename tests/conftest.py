@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import tempfile
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ _LOCAL = {"localhost", "127.0.0.1", "::1", "0.0.0.0", "", None, socket.gethostna
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Keep Hugging Face's caches, here and in the processes that tests start, in a folder that is removed at the end.
+    """Keep Hugging Face's caches and ours in a folder that is removed at the end, in processes that tests start too.
 
     The libraries read these variables when they are imported, so it is done before any test is.
     """
@@ -21,6 +22,7 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ.pop(name, None)
     folder = tempfile.TemporaryDirectory(prefix="hf_home_")
     os.environ["HF_HOME"] = folder.name
+    os.environ["VIT_FINETUNE_CACHE"] = str(Path(folder.name) / "vit_finetune")
     config.add_cleanup(folder.cleanup)
 
 

@@ -30,19 +30,26 @@ _ROOMS_BELOW = {
     "training": {"common", "models", "weights"},
     "evaluation": {"common", "models", "weights"},
     "export": {"common", "models", "weights"},
-    "recipe": {"common"},
+    "shipped": {"common"},
+    "recipe": {"common", "shipped"},
     "config": {"common", "recipe"},
 }
 _ALL_ROOMS = set(_ROOMS_BELOW)
 MAY_IMPORT: dict[str, set[str]] = {
     **_ROOMS_BELOW,
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
-    "predict": _ALL_ROOMS,
-    "finetune": _ALL_ROOMS | {"assembly", "predict"},
+    "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
+    "predict": _ALL_ROOMS | {"pictures"},
+    "ladder": _ALL_ROOMS | {"pictures", "predict"},
+    "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict"},
+    "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
+    "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "staging"},
+    "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "predict"},
-    "cli": _ALL_ROOMS | {"predict", "finetune", "preflight"},
+    "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
+    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"predict", "finetune"},
+    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "soups", "sweeps"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -55,7 +62,7 @@ LIBRARIES = {
     "config": {"yaml", "pydantic"},
 }
 TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms"}
-INSIDE_FUNCTIONS_ONLY = {"transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
+INSIDE_FUNCTIONS_ONLY = {"optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 
 # Calls that a top-level statement may make: they build a value and touch nothing else.
@@ -64,6 +71,7 @@ PURE_CALLS = {
     *("NamedTuple", "NewType", "ParamSpec", "TypeVar", "MappingProxyType", "get_args", "namedtuple", "partial"),
     *("BeforeValidator", "ConfigDict", "Field", "PrivateAttr", "field", "replace"),
     *("logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
+    "StrEnum",
 }
 PURE_METHODS = {"items", "split", "keys", "values", "join"}
 TOP_LEVEL_EXCEPTIONS = {("__init__", "sys.modules[__name__].__class__ = _Package")}
@@ -73,7 +81,8 @@ MAX_FUNCTION_LINES = 60
 LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a run
 MAX_SCRIPT_LINES = 60
 
-VERBS = {"train", "evaluate", "predict", "inspect", "convert", "models"}  # a verb joins with its issue, whole
+# A verb joins with its issue, whole.
+VERBS = {"train", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 from run_helpers import ROOT, make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import cli, finetune
+from vit_finetune import Config, cli, finetune
 from vit_finetune.finetune import RunResult
 
 
@@ -66,6 +66,72 @@ def test_train__tells_the_whole_story(say: Any, recipe: Path, tmp_path: Path) ->
     for word in ("parameters trained", "tensors loaded", "classes", "3 steps", "done     step", "vit-finetune predict"):
         assert word in said.out
     assert (tmp_path / "elsewhere" / "model" / "model.safetensors").is_file()
+
+
+def test_train__a_folder_of_pictures_and_a_budget(say: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """`train FOLDER --budget TIME` is the recipe image_folder on that folder, into runs/FOLDER, under that budget."""
+    told = {}
+    module = sys.modules["vit_finetune.finetune"]  # the package's attribute of this name is the function
+    monkeypatch.setattr(module, "finetune", lambda config, **options: told.update(options, config=config))
+    (tmp_path / "photos").mkdir()
+    assert say("train", tmp_path / "photos", "--budget", "90s", "--plan", "plan.json").code == 0
+    config = told["config"]
+    assert (config.data.root, config.run.dir) == (str(tmp_path / "photos"), "runs/photos")
+    assert (config.train.budget, config.train.epochs) == ("90s", None)
+    assert (told["replay"], told["resume"]) == (Path("plan.json"), False)
+    assert config.optimizer == Config.load("image_folder").optimizer
+
+
+def test_train__a_budget_and_steps_contradict_each_other(say: Any, recipe: Path) -> None:
+    """Both on one command line are one clear line and exit code 2; so is a budget that is no duration."""
+    said = say("train", recipe, "train.steps=3", "--budget", "10m")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "--budget 10m and train.steps or train.epochs contradict each other" in said.err
+    assert "such as 10m, 90s or 1h30m; got 'soon'" in say("train", recipe, "--budget", "soon").err
+
+
+def test_sweep__grid_on_the_command_line(say: Any, recipe: Path, tmp_path: Path) -> None:
+    """`sweep` runs every combination, prints them best first and what to type next; a bad one is exit code 2."""
+    said = say("sweep", recipe, f"run.dir={tmp_path / 'sweep'}", "--grid", "optimizer.lr=[1e-4,1e-3]")
+    assert said.code == 0, said.err
+    assert "sweep    2 trials, best first by accuracy on val" in said.out
+    assert "vit-finetune predict" in said.out
+    assert {path.name for path in (tmp_path / "sweep").iterdir()} == {
+        *("sweep.json", "sweep.csv", "trial-000", "trial-001"),
+    }
+    for arguments, message in (
+        (("--grid", "optimizer.lr=[1e-4]"), "holds a sweep already"),
+        (("--grid", "optimizer.lr=1e-4"), "is not of the form"),
+        ((), "give a grid or a search"),
+    ):
+        said = say("sweep", recipe, f"run.dir={tmp_path / 'sweep'}", *arguments)
+        assert said.code == 2
+        assert said.err.startswith("error: ")
+        assert message in said.err
+
+
+def test_evaluate__corruptions_are_the_runs_own(say: Any, pictures: Path, tmp_path: Path) -> None:
+    """`evaluate --corruptions` finds again what the run wrote with `evaluation.corruptions`, at the run's seed."""
+    config = tiny_config(pictures, tmp_path / "run", train={"steps": 2}, evaluation={"corruptions": True})
+    config["run"]["seed"] = 3
+    run = finetune(config).run_dir
+    told = json.loads((run / "metrics.json").read_text())["corruptions"]
+    assert len(told["rows"]) == 9
+    found = json.loads(say("evaluate", run, "--corruptions", "--json").out)["corruptions"]
+    for before, after in zip(told["rows"], found["rows"], strict=True):
+        assert after == pytest.approx(before, abs=1e-5)
+    shown = say("evaluate", run, "--corruptions").out
+    assert f"mean   accuracy {told['mean']['accuracy']:.4f}" in shown
+    assert f"corrupt  mean   accuracy {told['mean']['accuracy']:.4f}" in (run / "run.log").read_text()
+
+
+def test_evaluate__scores_the_pictures_that_the_run_held_out(say: Any, pictures: Path, tmp_path: Path) -> None:
+    """What is held out follows from the run's seed, so `evaluate RUN` gives the run's own figures at any seed."""
+    config = tiny_config(pictures / "train", tmp_path / "run", train={"steps": 2})
+    config["run"]["seed"] = 3
+    run = finetune(config)
+    figures = json.loads(say("evaluate", run.run_dir, "--json").out)
+    assert figures["loss"] == pytest.approx(run.metrics["loss"], abs=1e-6)
 
 
 def test_evaluate__scores_a_folder_and_the_runs_own_split(say: Any, finished: RunResult, pictures: Path) -> None:

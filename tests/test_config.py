@@ -53,14 +53,19 @@ PRETRAINED = (
         (least(train={"batch-size": 5}), "train.batch-size: no such key; did you mean 'global_batch_size'?"),
         (
             least(tuning={"zzz": 1}),
-            "tuning.zzz: no such key; known are mode, num_blocks",
+            "tuning.zzz: no such key; known are mode, num_blocks, num_stages, probe_steps, probe_epochs, probe_lr, "
+            "lora, train, freeze",
         ),
         (least(trian={}), "trian: no such key; did you mean 'train'?"),
         ({**least(), "model": {}}, f"model.pretrained: is required ({PRETRAINED})"),
         (least(train=None), "train: is required"),
         # sections that contradict themselves
-        (least(train={"steps": 3}), "train: give exactly one of train.epochs and train.steps"),
-        ({**least(), "train": {}}, "train: give exactly one of train.epochs and train.steps"),
+        (least(train={"steps": 3}), "train: give exactly one of train.epochs, train.steps and train.budget"),
+        (
+            {**least(), "train": {"budget": 600}},
+            "train.budget: a duration is hours, minutes and seconds above 0, such as 10m, 90s or 1h30m; got '600'",
+        ),
+        ({**least(), "train": {}}, "train: give exactly one of train.epochs, train.steps and train.budget"),
         (
             {**least(), "data": {}},
             "data: give exactly one of data.root (a folder) and data.source (a data set)",
@@ -88,6 +93,14 @@ PRETRAINED = (
         (
             least(tuning={"num_blocks": 2}),
             "tuning: tuning.num_blocks and tuning.mode: last_n go together; give both or neither",
+        ),
+        (
+            least(train={"max_memory": "6GB", "per_device_batch_size": 4}),
+            "train: train.max_memory finds the micro-batch; give it or train.per_device_batch_size, not both",
+        ),
+        (
+            least(train={"max_memory": "6 gigs"}),
+            "train: train.max_memory='6 gigs' is no size; write a whole number and KB, MB or GB, such as 5GB",
         ),
         (
             least(schedule={"warmup_steps": 1, "warmup_epochs": 1}),
@@ -120,7 +133,7 @@ PRETRAINED = (
         ),
         (
             least(model={"head_init": -0.1}),
-            "model.head_init: got -0.1; input should be 'zeros' or 'trunc_normal' or greater than 0",
+            "model.head_init: got -0.1; input should be 'zeros', 'trunc_normal' or 'pretrained' or greater than 0",
         ),
         (least(model={"img_size": "big"}), "model.img_size: got 'big'; input should be a valid list"),
         (
@@ -140,8 +153,38 @@ PRETRAINED = (
             "schedule.warmup_epochs: got nan; input should be a finite number",
         ),
         (
-            least(tuning={"mode": "lora"}),
-            "tuning.mode: got 'lora'; input should be 'full', 'linear_probe' or 'last_n'",
+            least(tuning={"mode": "adapter"}),
+            "tuning.mode: got 'adapter'; input should be 'full', 'linear_probe', 'last_n', 'bias', 'norm', "
+            "'attention', 'lora', 'lp_ft', 'gradual' or 'readout'",
+        ),
+        (
+            least(tuning={"mode": "gradual"}),
+            "tuning: tuning.num_stages and tuning.mode: gradual go together; give both or neither",
+        ),
+        (
+            least(tuning={"mode": "full", "lora": {"rank": 4}}),
+            "tuning: tuning.lora and tuning.mode: lora go together; give both or neither",
+        ),
+        (least(tuning={"mode": "lora", "lora": {"rnk": 4}}), "tuning.lora.rnk: no such key; did you mean 'rank'?"),
+        (
+            least(tuning={"mode": "lora", "lora": {"rank": 0}}),
+            "tuning.lora.rank: got 0; input should be greater than or equal to 1",
+        ),
+        (
+            least(tuning={"mode": "lora", "lora": {"target_modules": []}}),
+            "tuning.lora.target_modules: got []; list should have at least 1 item, not 0",
+        ),
+        (
+            least(tuning={"mode": "lp_ft"}),
+            "tuning: tuning.mode lp_ft needs exactly one of tuning.probe_steps and tuning.probe_epochs",
+        ),
+        (
+            least(tuning={"mode": "lp_ft", "probe_steps": 3, "probe_epochs": 0.5}),
+            "tuning: tuning.mode lp_ft needs exactly one of tuning.probe_steps and tuning.probe_epochs",
+        ),
+        (
+            least(tuning={"mode": "gradual", "num_stages": 3, "probe_lr": 0.1}),
+            "tuning: tuning.probe_lr is for tuning.mode: lp_ft; the mode is gradual",
         ),
     ],
 )
@@ -157,7 +200,7 @@ def test_config__several_mistakes_at_once() -> None:
         "4 mistakes in the configuration:",
         "  data.hflip: got 2; input should be less than or equal to 1",
         "  data.rooot: no such key; did you mean 'root'?",
-        "  train: give exactly one of train.epochs and train.steps",
+        "  train: give exactly one of train.epochs, train.steps and train.budget",
         "  optimizer.lr: got 'big'; input should be a valid number",
     ]
 
@@ -206,6 +249,10 @@ def test_override__one_clock_replaces_the_other() -> None:
     assert (train.steps, train.epochs) == (7, None)
     train = Config.load(least(), overrides=["train.steps=7", "train.epochs=2"]).train
     assert (train.steps, train.epochs) == (None, 2.0)
+    train = Config.load(least(), overrides=["train.steps=7", "train.budget=90s"]).train
+    assert (train.steps, train.epochs, train.budget) == (None, None, "90s")
+    train = Config.load({**least(), "train": {"budget": "10m"}}, overrides=["train.epochs=2"]).train
+    assert (train.epochs, train.budget) == (2.0, None)
 
 
 def test_override__nested_keeps_its_neighbours() -> None:
@@ -294,7 +341,7 @@ def test_config__every_field_is_described() -> None:
     """Every field of every section carries its documentation, which is what messages, help and editors show."""
     names = {name for name, _ in sections(Config)}
     assert names == {
-        *("model", "data", "tuning", "train", "optimizer", "schedule", "evaluation", "checkpoint", "run"),
+        *("model", "data", "tuning", "readout", "train", "optimizer", "schedule", "evaluation", "checkpoint", "run"),
     }
     silent = [
         f"{name}.{key}"
@@ -305,11 +352,20 @@ def test_config__every_field_is_described() -> None:
     assert not silent
 
 
+def test_config__lora_says_its_defaults() -> None:
+    """A recipe that says only `mode: lora` resolves to the adapters' default numbers, so config.yaml holds them."""
+    lora = Config.load(least(tuning={"mode": "lora"})).tuning.lora
+    assert lora is not None
+    assert lora.model_dump() == {"rank": 16, "alpha": 16, "dropout": 0.0, "target_modules": None, "dora": False}
+    assert Config.load(least(tuning={"mode": "full"})).tuning.lora is None
+
+
 def test_config__json_schema() -> None:
     """The JSON schema for editors builds, holds the descriptions, refuses unknown keys and knows the choices."""
     schema = Config.model_json_schema()
-    assert set(schema["required"]) == {"model", "data", "train"}
+    assert list(schema["properties"])[:3] == ["extends", "model", "data"]
+    assert "required" not in schema  # whatever a recipe leaves out may come from the one that it extends
     optimizer = schema["$defs"]["OptimizerConfig"]
     assert optimizer["additionalProperties"] is False
     assert optimizer["properties"]["layer_decay"]["description"].startswith("Factor of the learning rate per depth")
-    assert optimizer["properties"]["name"]["enum"] == ["adamw", "sgd"]
+    assert schema["$defs"]["ScheduleConfig"]["properties"]["name"]["enum"] == ["cosine", "linear", "constant"]

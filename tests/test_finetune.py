@@ -19,7 +19,7 @@ import yaml
 from run_helpers import ROOT, make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import Config, Predictor, finetune
+from vit_finetune import Config, Predictor, finetune, load_splits, splits_from
 from vit_finetune.common.errors import RequestError
 from vit_finetune.finetune import RunResult
 
@@ -263,3 +263,30 @@ def test_finetune__grad_checkpointing_changes_no_number(finished: RunResult, pic
     """Recomputing blocks in the backward pass gives the same run, byte for byte."""
     again = finetune(tiny_config(pictures, tmp_path / "lean", train={"grad_checkpointing": True}))
     assert (again.run_dir / "metrics.jsonl").read_bytes() == (finished.run_dir / "metrics.jsonl").read_bytes()
+
+
+def test_finetune__takes_open_pictures(pictures: Path, tmp_path: Path) -> None:
+    """Pictures given by Python train to the bit as the same ones in a folder, and config.yaml says where they were."""
+    splits = load_splits(root=pictures)
+    config = tiny_config(pictures, tmp_path / "folder", train={"steps": 2})
+    from_folder = finetune(config)
+    from_python = finetune({**config, "run": {**config["run"], "dir": str(tmp_path / "python")}}, data=splits)
+    files = [Path("model", "model.safetensors"), Path("metrics.jsonl"), Path("predictions.parquet")]
+    for name in files:
+        assert (from_folder.run_dir / name).read_bytes() == (from_python.run_dir / name).read_bytes(), name
+    assert Config.load(from_python.run_dir).data.source == "python"
+    kept = Config.load(config, overrides=[f"run.dir={tmp_path / 'kept'}"])
+    assert Config.load(finetune(kept, data=splits).run_dir).data.root == str(pictures)
+
+
+def test_finetune__resumes_with_the_same_pictures_only(pictures: Path, tmp_path: Path) -> None:
+    """A run that was given its pictures goes on with them, refuses others, and does not look for them by itself."""
+    samples = [(path, path.parent.name) for path in sorted((pictures / "train").rglob("*.png"))]
+    config = {key: value for key, value in tiny_config(pictures, tmp_path / "run").items() if key != "data"}
+    config["train"] = {"steps": 2, "global_batch_size": 6}
+    done = finetune(config, data=splits_from(samples))
+    assert finetune(config, data=splits_from(samples), resume=True).metrics == done.metrics
+    with pytest.raises(RequestError, match="another data"):
+        finetune(config, data=splits_from(samples[:-1]), resume=True)
+    with pytest.raises(RequestError, match="these pictures came from Python"):
+        finetune(Config.load(tmp_path / "run"), resume=True)

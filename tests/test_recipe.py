@@ -8,7 +8,7 @@ import pytest
 
 from vit_finetune import recipe
 from vit_finetune.common.errors import RequestError
-from vit_finetune.recipe import find_recipe, read_recipe, read_yaml, write_yaml
+from vit_finetune.recipe import find_recipe, read_recipe, read_yaml, recipe_of_pictures, write_yaml
 
 
 @pytest.fixture
@@ -61,6 +61,8 @@ def test_find_recipe__unknown(shipped: Path, name: str, hint: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("extends: [a]", "{path} extends ['a']; give the name of a shipped recipe, or a file beside this one"),
+        ("extends: a.yaml", "{path} extends a.yaml, which leads back to it"),
         ("train: [1", "{path} is not readable YAML: while parsing a flow sequence"),
         ("- a\n- b\n", "{path} holds no sections; a recipe is a mapping such as model: {{...}}, data: {{...}}"),
         ("", "{path} holds no sections; a recipe is a mapping such as model: {{...}}, data: {{...}}"),
@@ -75,6 +77,45 @@ def test_read_recipe__refuses(tmp_path: Path, text: str, message: str) -> None:
         read_recipe(path)
     assert str(error.value).startswith(message.format(path=path))
     assert "\n" not in str(error.value)
+
+
+def test_read_recipe__extends(shipped: Path, tmp_path: Path) -> None:
+    """A recipe is laid key by key over a shipped one or a file beside it, over any number of levels."""
+    (shipped / "image_folder.yaml").write_text("train: {epochs: 5, seed: 1}\nmodel: {overrides: {depth: 2, a: 1}}\n")
+    (tmp_path / "base.yaml").write_text("extends: image_folder\ntrain: {steps: 7}\ndata: {root: x}\n")
+    top = tmp_path / "top.yaml"
+    top.write_text("extends: base.yaml\ndata: {source: beans}\nmodel: {overrides: {a: 3}}\n")
+    assert read_recipe(top) == {
+        "train": {"seed": 1, "steps": 7},  # steps take the place of epochs, a source that of a root
+        "model": {"overrides": {"depth": 2, "a": 3}},
+        "data": {"source": "beans"},
+    }
+
+
+def test_read_recipe__extends_a_name_before_a_run_of_that_name(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a recipe extends does not depend on the folder that it is used in."""
+    monkeypatch.chdir(tmp_path)
+    Path("quickstart").mkdir()
+    Path("quickstart", "config.yaml").write_text("run: {dir: wrong}")
+    Path("mine.yaml").write_text("extends: quickstart")
+    assert read_recipe("mine.yaml") == {"run": {"dir": "runs/quickstart"}}
+
+
+def test_read_recipe__extends_each_other(tmp_path: Path) -> None:
+    """Two recipes that extend each other are refused."""
+    for one, other in ("ab", "ba"):
+        (tmp_path / f"{one}.yaml").write_text(f"extends: {other}.yaml")
+    with pytest.raises(RequestError, match=r"b\.yaml extends a\.yaml, which leads back to it"):
+        read_recipe(tmp_path / "a.yaml")
+
+
+def test_read_recipe__extends_nothing(shipped: Path, tmp_path: Path) -> None:
+    """An unknown base is answered as an unknown recipe is."""
+    (tmp_path / "a.yaml").write_text("extends: quikstart")
+    with pytest.raises(RequestError, match="no recipe 'quikstart'.*did you mean 'quickstart'"):
+        read_recipe(tmp_path / "a.yaml")
 
 
 def test_read_recipe__binary_file(tmp_path: Path) -> None:
@@ -106,3 +147,17 @@ def test_yaml__plain_words(text: str, value: object) -> None:
     assert got == value
     assert type(got) is type(value)
     assert read_yaml(write_yaml({"key": value})) == {"key": value}
+
+
+def test_recipe_of_pictures__a_folder_of_pictures_goes_with_image_folder(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that is no run is data, with a run folder of its name; names of numbers stay text in YAML."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos", "2024", "run", "quickstart"):
+        Path(name).mkdir()
+    Path("run", "config.yaml").write_text("{}")
+    assert recipe_of_pictures("photos/") == ("image_folder", ["data.root=photos", "run.dir=runs/photos"])
+    assert recipe_of_pictures("2024") == ("image_folder", ["data.root='2024'", "run.dir=runs/2024"])
+    for name in ("run", "quickstart", "nothing", "nothing.yaml"):
+        assert recipe_of_pictures(name) == (name, [])

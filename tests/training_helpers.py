@@ -31,6 +31,10 @@ class Pictures:
     indices: Tensor
     sample_seeds: Tensor
 
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+        return len(self.labels)
+
     def part(self, rows: slice) -> Pictures:
         """Return some of the rows."""
         return Pictures(self.images[rows], self.labels[rows], self.indices[rows], self.sample_seeds[rows])
@@ -104,7 +108,7 @@ def options_of(**changes: Any) -> FitOptions:
 def adamw(model: VisionTransformer, *, name: str = "adamw", lr: float = 1e-3, layer_decay: float = 0.75) -> Any:
     """Return the optimizer of a usual recipe."""
     groups = parameter_groups(model, weight_decay=0.05, layer_decay=layer_decay)
-    return make_optimizer(groups, name=name, lr=lr, momentum=0.9, nesterov=False, betas=(0.9, 0.999), eps=1e-8)
+    return make_optimizer(groups, name=name, lr=lr, momentum=0.9, nesterov=False, betas=None, eps=None)
 
 
 def scorer(model: nn.Module, count: int = 7) -> Callable[[], EvalResult]:

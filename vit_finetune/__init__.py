@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vit_finetune.common.errors import NotRepresentable, RequestError, WorkError
     from vit_finetune.common.preprocess import PreprocessSpec
     from vit_finetune.config import Config
-    from vit_finetune.data import load_splits, write_demo_digits
-    from vit_finetune.evaluation import EvalResult, Predictions
+    from vit_finetune.data import Splits, k_folds, load_splits, splits_from, write_demo_digits
+    from vit_finetune.evaluation import EvalResult, Predictions, mean_interval
     from vit_finetune.export import export_model_folder
     from vit_finetune.finetune import RunResult, finetune
     from vit_finetune.models import (
@@ -27,10 +27,15 @@ if TYPE_CHECKING:
         list_models,
         replace_head,
     )
-    from vit_finetune.predict import Predictor, evaluate, picture_batches
+    from vit_finetune.pictures import open_splits
+    from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted, picture_batches
+    from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
+    from vit_finetune.sweeps import SweepResult, sweep
+    from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, save_adapter
     from vit_finetune.weights import (
         ConversionReport,
         LoadReport,
+        average_state_dicts,
         convert_checkpoint,
         convert_state_dict,
         detect_format,
@@ -52,24 +57,42 @@ __all__ = [
     "PreprocessSpec",
     "RequestError",
     "RunResult",
+    "SoupResult",
+    "Splits",
+    "SweepResult",
     "ViTConfig",
     "VisionTransformer",
     "WorkError",
+    "add_lora",
+    "apply_tuning",
     "attention_maps",
+    "average_checkpoints",
+    "average_state_dicts",
     "convert_checkpoint",
     "convert_state_dict",
     "create_model",
     "detect_format",
     "evaluate",
+    "evaluate_corrupted",
     "export_model_folder",
     "finetune",
     "from_pretrained",
+    "greedy_soup",
     "inspect_checkpoint",
+    "k_folds",
     "list_models",
     "load_pretrained",
     "load_splits",
+    "mean_interval",
+    "merge_lora",
+    "open_splits",
     "picture_batches",
     "replace_head",
+    "save_adapter",
+    "splits_from",
+    "sweep",
+    "uniform_soup",
+    "wise_ft",
     "write_demo_digits",
 ]
 
@@ -78,15 +101,20 @@ _ROOMS = {
     "common.errors": ("NotRepresentable", "RequestError", "WorkError"),
     "common.preprocess": ("PreprocessSpec",),
     "config": ("Config",),
-    "data": ("load_splits", "write_demo_digits"),
-    "evaluation": ("EvalResult", "Predictions"),
+    "data": ("Splits", "k_folds", "load_splits", "splits_from", "write_demo_digits"),
+    "evaluation": ("EvalResult", "Predictions", "mean_interval"),
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
-    "predict": ("Predictor", "evaluate", "picture_batches"),
+    "pictures": ("open_splits",),
+    "predict": ("Predictor", "evaluate", "evaluate_corrupted", "picture_batches"),
+    "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
+    "sweeps": ("SweepResult", "sweep"),
+    "tuning": ("add_lora", "apply_tuning", "merge_lora", "save_adapter"),
     "weights": (
         "ConversionReport",
         "LoadReport",
+        "average_state_dicts",
         "convert_checkpoint",
         "convert_state_dict",
         "detect_format",

@@ -7,38 +7,56 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from vit_finetune.assembly import Feeder, build_model, flat, make_plan, preprocess_of, start_screen
+from vit_finetune.assembly import (
+    Feeder,
+    add_adapters,
+    blend_with_start,
+    build_model,
+    flat,
+    make_plan,
+    preprocess_of,
+    settle_micro_batch,
+    start_screen,
+)
+from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.machine import environment
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.manifest import manifest_hash, write_manifest
-from vit_finetune.evaluation import write_evaluation
+from vit_finetune.data.sources import FROM_PYTHON
+from vit_finetune.evaluation import Blend, write_evaluation
 from vit_finetune.export import export_model_folder
+from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
-from vit_finetune.predict import open_splits
+from vit_finetune.pictures import open_splits
+from vit_finetune.readout_run import run_readout
+from vit_finetune.staging import Staging
 from vit_finetune.training import (
     FitOptions,
+    Progress,
     RunConsole,
     check_run_folder,
+    end_run,
+    find_checkpoint,
     fit,
-    make_optimizer,
     new_run_folder,
     on_main,
-    parameter_groups,
     restore,
     set_threads,
     start_accelerator,
 )
-from vit_finetune.training.checkpoint import load_checkpoint
-from vit_finetune.tuning import apply_tuning
-from vit_finetune.weights import own_memory
+from vit_finetune.training.checkpoint import load_checkpoint, load_start, save_start
+from vit_finetune.tuning import merge_lora, require_peft, save_adapter
 
 
 @dataclass(frozen=True)
@@ -61,7 +79,12 @@ class RunResult:
 
 
 def finetune(  # noqa: PLR0915 - the one long function: a story is told in one piece
-    config: Config | Mapping[str, Any] | str | Path, *, resume: bool = False, overwrite: bool = False
+    config: Config | Mapping[str, Any] | str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    replay: str | Path | None = None,
+    data: Splits | None = None,
 ) -> RunResult:
     """Fine-tune a network as configured and return the best one.
 
@@ -69,6 +92,9 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         config: a Config, a mapping of its sections, a YAML file or the name of a shipped recipe.
         resume: go on with the run in `run.dir`; starts it where there is none, returns it where it is done.
         overwrite: replace the run in `run.dir`.
+        replay: plan.json of a run under `train.budget`, whose decisions are taken over, so that its result repeats.
+        data: the pictures, already opened (see `splits_from`, `k_folds`); None opens what `config.data` names. In a
+            recipe or mapping `data.source` then becomes `python`; a Config keeps what it says.
 
     Returns:
         The finished run.
@@ -77,8 +103,19 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         RequestError: the configuration, the data or the weights are not what they must be; nothing was written.
         WorkError: a loss or gradient is not finite, or the disk refused; what was written before is whole.
     """
-    config = Config.load(config)
+    keeps_data = data is None or isinstance(config, Config)
+    config = Config.load(config, overrides=[] if keeps_data else [f"data.source={FROM_PYTHON}"])
     run_dir = Path(config.run.dir)
+    if config.train.budget is not None:
+        climbed = climb(config, train=finetune, resume=resume, overwrite=overwrite, replay=replay, data=data)
+        return RunResult(run_dir, climbed.model, climbed.metrics, climbed.best_step, climbed.num_steps)
+    if replay is not None:
+        raise RequestError("a plan replays a run under train.budget; this one trains for steps or epochs, which repeat")
+    if config.tuning.mode == "readout":
+        fitted = run_readout(config, resume=resume, overwrite=overwrite, data=data)
+        return RunResult(run_dir, fitted.model, fitted.metrics, best_step=0, num_steps=0)
+    if config.tuning.lora is not None:
+        require_peft()
 
     # Processes, device, precision. Nothing is written before everything below has been found to fit.
     accelerator = start_accelerator(
@@ -94,50 +131,49 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     resuming = on_main(accelerator, lambda: check_run_folder(run_dir, values, resume=resume, overwrite=overwrite))
 
     # Pictures, with one class map over all splits.
-    splits = open_splits(config.data, seed=config.run.seed)
+    splits = data or open_splits(config.data, seed=config.run.seed)
     data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, run_dir, resuming=resuming))
 
-    # The network: pretrained weights, a new head, what trains.
+    # The network: pretrained weights, a new head, adapters if they train.
     torch.manual_seed(derive_seed(config.run.seed, "init"))
     model, report = build_model(config, splits)
     preprocess = preprocess_of(config, model, report)
-    tuned = apply_tuning(model, config.tuning.mode, num_blocks=config.tuning.num_blocks)
-    own_memory(model)
+    start = model.state_dict() if config.train.wise_ft else None
+    add_adapters(config, model)
     model.set_grad_checkpointing(config.train.grad_checkpointing)
     if config.train.compile:
         model.compile()
 
-    # Every derived number, told and saved before the first step.
-    plan = make_plan(config, splits, accelerator)
-    facts = {"plan": plan.to_mapping(), "environment": environment(), "load_report": report.to_mapping()}
-    on_main(accelerator, lambda: _open(run_dir, config, facts, resuming=resuming))
+    # Every derived number; what trains first, with its optimizer, wrapped for these processes.
+    plan = make_plan(config, splits, accelerator, depth=model.config.depth)
+    found = find_checkpoint(run_dir) if resuming else None
+    begin = plan.stage_at((found and found.step) or 0)
+    staging = Staging(config, model, plan, accelerator)
+    staging.choose(plan.stages[-1])  # the last stage trains most, so it needs most memory
+    plan = settle_micro_batch(config, plan, model, accelerator, resuming=resuming)
+    about_stage = staging.enter(begin)
+
+    # All of it told and saved before the first step.
+    facts = {
+        "plan": {**plan.to_mapping(), "tuned": staging.to_mapping()},
+        "environment": environment(),
+        "load_report": report.to_mapping(),
+    }
+    on_main(accelerator, lambda: _open(run_dir, config, facts, start, resuming=resuming))
     console.log_to(run_dir / "run.log")
     place = f"{accelerator.device}, {threads} threads"
+    tuned = staging.tuned[plan.stages.index(begin)]
     console.say(*start_screen(config, model=model, report=report, tuned=tuned, splits=splits, plan=plan, place=place))
+    console.say(*about_stage)
     accelerator.init_trackers("vit_finetune", config=flat(values))
-
-    # The optimizer, wrapped with the network for these processes.
-    groups = parameter_groups(
-        model, weight_decay=config.optimizer.weight_decay, layer_decay=config.optimizer.layer_decay
-    )
-    model.to(accelerator.device)
-    optimizer = make_optimizer(
-        groups,
-        name=config.optimizer.name,
-        lr=config.optimizer.lr,
-        momentum=config.optimizer.momentum,
-        nesterov=config.optimizer.nesterov,
-        betas=config.optimizer.betas,
-        eps=config.optimizer.eps,
-    )
-    wrapped, optimizer = accelerator.prepare(model, optimizer)
     settings = {"data": data_hash}
-    progress = None
-    if resuming:
+    progress = Progress()
+    if found is not None:
         progress = restore(
             run_dir,
+            found,
             model=model,
-            optimizer=optimizer,
+            optimizer=staging.optimizer,
             accelerator=accelerator,
             console=console,
             settings=settings,
@@ -145,36 +181,48 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             keep_threads=config.run.num_threads == "auto",
         )
 
-    # Training, with evaluation and checkpoints on the way.
+    # Training, with evaluation and checkpoints on the way; most runs have one stage.
     feeder = Feeder(config, splits, preprocess, plan, accelerator)
-    done = fit(
-        wrapped,
-        optimizer,
+    options = FitOptions(
+        label_smoothing=config.train.label_smoothing,
+        max_grad_norm=config.train.max_grad_norm,
+        metric=config.evaluation.metric,
+        keep_last=config.checkpoint.keep_last,
+        every_minutes=config.checkpoint.every_minutes,
+        log_every_steps=config.run.log_every_steps,
+        settings=settings,
+        name_sample=splits.train.name,
+    )
+    train = partial(
+        fit,
         accelerator=accelerator,
         plan=plan,
-        options=FitOptions(
-            label_smoothing=config.train.label_smoothing,
-            max_grad_norm=config.train.max_grad_norm,
-            metric=config.evaluation.metric,
-            keep_last=config.checkpoint.keep_last,
-            every_minutes=config.checkpoint.every_minutes,
-            log_every_steps=config.run.log_every_steps,
-            settings=settings,
-            name_sample=splits.train.name,
-        ),
-        batches=feeder.train(progress.step if progress is not None else 0),
+        options=options,
+        batches=feeder.train(progress.step),
         evaluate=feeder.val_scorer(model),
         run_dir=run_dir,
         console=console,
-        progress=progress,
     )
+
+    def after_probe() -> None:
+        if config.train.wise_ft:  # from here on the whole network is tuned
+            on_main(accelerator, lambda: save_start(run_dir, model.state_dict()))
+
+    done = staging.run(train, progress, console, after_probe=after_probe)
 
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
     model.load_state_dict(load_checkpoint(run_dir / "checkpoints", best_step).model)
+    if config.tuning.lora is not None:  # kept in peft's form, then scored and exported as part of the weights
+        on_main(accelerator, lambda: save_adapter(model, run_dir / "adapter", base=report.source))
+        merge_lora(model)
+    blend = blend_with_start(config, model, feeder, load_start(run_dir)) if config.train.wise_ft else None
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
     result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True)
-    model = accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False).to("cpu").eval()
+    corrupted = None
+    if config.evaluation.corruptions and pictures is not None:
+        corrupted = feeder.score_corrupted(model, pictures)
+    model = staging.bare().to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, plan.num_steps)
 
     def write() -> None:
@@ -186,11 +234,17 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final_split, class_names=names)
             summary = {"split": final_split, **result.metrics, "num_samples": result.num_samples, **summary}
             summary["per_class"] = result.per_class
+        if corrupted is not None:
+            summary["corruptions"] = corrupted
+        if blend is not None:
+            summary["wise_ft"] = {"alpha": blend.chosen, "val": list(blend.rows)}
         write_json(run_dir / "metrics.json", summary)
 
     on_main(accelerator, write)
-    accelerator.end_training()
-    console.say(*_end_screen(finished, final_split))
+    end_run(accelerator)
+    if corrupted is not None:
+        console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, config.evaluation.metric)))
+    console.say(*_end_screen(finished, final_split, blend))
     return finished
 
 
@@ -204,20 +258,31 @@ def _prepare_manifest(splits: Splits, run_dir: Path, *, resuming: bool) -> str:
     return manifest_hash(splits) if resuming else write_manifest(splits, _pending_manifest(run_dir))
 
 
-def _open(run_dir: Path, config: Config, facts: Mapping[str, Any], *, resuming: bool) -> None:
+def _open(
+    run_dir: Path,
+    config: Config,
+    facts: Mapping[str, Any],
+    start: Mapping[str, Tensor] | None,
+    *,
+    resuming: bool,
+) -> None:
     """Make the run's folder and write into it what is known before the first step."""
     if not resuming:
         with new_run_folder(run_dir) as folder:
             write_text(folder / "config.yaml", config.to_yaml())
             _pending_manifest(run_dir).replace(folder / "manifest.parquet")
+            if start is not None:
+                save_start(folder, start)
     for name, values in facts.items():
         write_json(run_dir / f"{name}.json", values)
 
 
-def _end_screen(result: RunResult, split: str) -> list[str]:
+def _end_screen(result: RunResult, split: str, blend: Blend | None) -> list[str]:
     """Return what came out and what to type next."""
     figures = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
+    blended = [] if blend is None else [f"wise_ft  alpha {blend.chosen:g} is the best of {len(blend.rows)} on val"]
     return [
+        *blended,
         f"done     step {result.best_step} is the best; {split}: {figures}" if figures else "done",
         f"model    {result.run_dir / 'model'}   (timm and transformers open this folder)",
         f"next     vit-finetune predict {result.run_dir} PICTURE_OR_FOLDER...",

@@ -8,13 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Self, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.shipped import shipped_recipes
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -22,6 +23,14 @@ if TYPE_CHECKING:
 _Resolvers = dict[str, list[tuple[str, re.Pattern[str]]]]
 _TAG = "tag:yaml.org,2002:"
 _TRUTH = (f"{_TAG}bool", re.compile("(?:true|True|TRUE|false|False|FALSE)$"))
+# Keys of a section of which one is given: a later one takes the place of an earlier one.
+EITHER = {
+    "data": ("root", "source"),
+    "tuning": ("probe_steps", "probe_epochs"),
+    "train": ("steps", "epochs", "budget"),
+    "schedule": ("warmup_steps", "warmup_epochs"),
+    "evaluation": ("every_steps", "every_epochs"),
+}
 _NUMBER = (
     f"{_TAG}float",
     re.compile(
@@ -96,16 +105,6 @@ def plain(value: Any) -> Any:
     return value
 
 
-def shipped_recipes() -> dict[str, Path]:
-    """Return the recipes that come with the package, name -> file.
-
-    An installed wheel holds them inside the package, a checkout beside it.
-    """
-    here = Path(__file__).parent
-    folders = (here / "recipes", here.parent / "recipes")
-    return {path.stem: path for folder in folders for path in sorted(folder.glob("*.yaml"))}
-
-
 def find_recipe(name: str | Path) -> Path:
     """Return the file of a recipe given by path, by the name of a shipped one, or by a run's folder.
 
@@ -118,7 +117,7 @@ def find_recipe(name: str | Path) -> Path:
     if (path / "config.yaml").is_file():
         return path / "config.yaml"
     shipped = shipped_recipes()
-    known = shipped.get(str(name)) or shipped.get(path.name.removesuffix(".yaml") if len(path.parts) == 1 else "")
+    known = shipped.get(path.as_posix().removesuffix(".yaml"))
     if known is None:
         hint = did_you_mean(str(name), shipped)
         raise RequestError(
@@ -128,25 +127,71 @@ def find_recipe(name: str | Path) -> Path:
 
 
 def read_recipe(name: str | Path) -> dict[str, Any]:
-    """Return the sections of a recipe as plain values.
+    """Return the sections of a recipe as plain values, laid over those of the recipe that it `extends`, if any.
 
     Raises:
-        RequestError: it is not there, or it is no YAML mapping.
+        RequestError: a recipe is not there, is no YAML mapping, or extends itself.
     """
-    path = find_recipe(name)
+    return _read_file(find_recipe(name), above=())
+
+
+def _read_file(path: Path, *, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Return the sections of a file that the files `above` lead to."""
     try:
         values = read_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RequestError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise RequestError(f"{path} holds no sections; a recipe is a mapping such as model: {{...}}, data: {{...}}")
-    return values
+    base = values.pop("extends", None)
+    if base is None:
+        return values
+    if not isinstance(base, str):
+        raise RequestError(f"{path} extends {base!r}; give the name of a shipped recipe, or a file beside this one")
+    beside = path.parent / base
+    found = beside if beside.is_file() else shipped_recipes().get(base) or find_recipe(base)
+    chain = (*above, path.resolve())
+    if found.resolve() in chain:
+        raise RequestError(f"{path} extends {base}, which leads back to it")
+    merged = _read_file(found, above=chain)
+    for section, keys in values.items():
+        if isinstance(keys, dict) and isinstance(merged.get(section), dict):
+            for key, value in keys.items():
+                _lay(merged[section], section, key, value)
+        else:
+            merged[section] = keys
+    return merged
+
+
+def _lay(part: dict[str, Any], section: str, key: str, value: Any) -> None:
+    """Set a key of a section; of keys that exclude each other, the new one replaces the others."""
+    if value is not None and key in (group := EITHER.get(section, ())):
+        for other in group:
+            part.pop(other, None)
+    old = part.get(key)
+    part[key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+
+
+def recipe_of_pictures(name: str) -> tuple[str, list[str]]:
+    """Return the recipe that a command names, and the overrides that go with it.
+
+    Args:
+        name: what `find_recipe` takes, or a folder of pictures: that is the recipe image_folder on this folder, into
+            runs/NAME_OF_THE_FOLDER.
+    """
+    path = Path(name)
+    if not path.is_dir() or (path / "config.yaml").is_file() or name in shipped_recipes():
+        return name, []
+    root, run_dir = (
+        yaml.safe_dump(str(part), width=2**16).splitlines()[0] for part in (path, Path("runs", path.resolve().name))
+    )
+    return "image_folder", [f"data.root={root}", f"run.dir={run_dir}"]
 
 
 def apply_override(values: dict[str, Any], text: str) -> None:
     """Lay one `section.key=value` over `values`, which is changed.
 
-    `train.steps` or `train.epochs` replaces whichever of the two was there.
+    Of keys that exclude each other, such as `train.steps` and `train.epochs`, the new one replaces the old.
 
     Raises:
         RequestError: the text has another form.
@@ -160,14 +205,14 @@ def apply_override(values: dict[str, Any], text: str) -> None:
     except yaml.YAMLError:
         raise RequestError(f"the value in {text!r} is not readable YAML") from None
     part = values.setdefault(section, {})
-    if section == "train" and leaf in ("steps", "epochs") and isinstance(part, dict):
-        part.pop("steps", None)
-        part.pop("epochs", None)
     for parent in parents:
         part = part.setdefault(parent, {}) if isinstance(part, dict) else part
     if not isinstance(part, dict):
         raise RequestError(f"cannot lay {text!r} over {part!r}, which holds no keys")
-    part[leaf] = value
+    if parents:
+        part[leaf] = value
+    else:
+        _lay(part, section, leaf, value)
 
 
 def explain(error: ValidationError, root: type[BaseModel]) -> str:
@@ -224,6 +269,8 @@ def _keys(detail: ErrorDetails, root: type[BaseModel]) -> tuple[list[str], type[
         elif inner is not None:
             keys.append(part)
             section, field = inner, inner.model_fields.get(part)
-            below = field and field.annotation
-            inner = below if isinstance(below, type) and issubclass(below, Section) else None
+            kinds = (
+                (field.annotation, *get_args(field.annotation)) if field else ()
+            )  # a section, or one that may be null
+            inner = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Section)), None)
     return keys, section

@@ -74,6 +74,15 @@ def test_load_splits__files_of_a_table(form: str, tmp_path: Path) -> None:
     assert np.array_equal(np.asarray(splits.val.load(0)), np.asarray(photo(row)))
 
 
+def test_load_splits__the_test_split_of_a_table_is_never_validated_on(tmp_path: Path) -> None:
+    """A table's val that is tested on leaves no val: a share of train is held out."""
+    kind = datasets.ClassLabel(names=["a", "b"])
+    tables = {"train": table([0, 1] * 5, kind), "val": table([1], kind)}
+    datasets.DatasetDict(**tables).save_to_disk(str(tmp_path / "saved"))
+    splits = load_splits(source=tmp_path / "saved", test_split="val")
+    assert [(name, len(pictures)) for name, pictures in splits.named()] == [("train", 8), ("val", 2), ("test", 1)]
+
+
 def test_load_splits__integer_classes_in_natural_order(tmp_path: Path) -> None:
     """Integers are their own names, in the order of their value; a table without splits is all train."""
     table([10, 9, 9, 10, 100], datasets.Value("int64")).save_to_disk(str(tmp_path / "saved"))

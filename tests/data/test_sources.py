@@ -90,11 +90,11 @@ def test_load_splits__a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_hold_out__keeps_its_promises(counts: list[int], fraction: float, seed: int) -> None:
     """Disjoint and complete; every class keeps a training picture, and validates one if it has two."""
     from vit_finetune.data.image_set import FileStore
-    from vit_finetune.data.sources import _hold_out, _Part, _Parts
+    from vit_finetune.data.sources import Part, Parts, hold_out
 
     names = tuple(f"{label}/{index}.png" for label, count in enumerate(counts) for index in range(count))
-    part = _Part(FileStore(Path("root"), names), [name.partition("/")[0] for name in names])
-    parts = _hold_out(_Parts(part, None, None, ()), fraction, seed)
+    part = Part(FileStore(Path("root"), names), [name.partition("/")[0] for name in names])
+    parts = hold_out(Parts(part, None, None, ()), fraction, seed)
     assert parts.val is not None
     train, val = ([p.store.key(i) for i in range(len(p.store))] for p in (parts.train, parts.val))
     assert sorted(train + val) == sorted(names)
@@ -261,3 +261,14 @@ def test_image_set__is_picklable_and_checks_its_labels(tmp_path: Path) -> None:
     paths[1].unlink()
     with pytest.raises(RequestError, match=r"1\.png: No such file"):
         images.load(1)
+
+
+def test_load_splits__the_test_split_is_never_validated_on(tmp_path: Path) -> None:
+    """val/ named as the test split leaves no val folder: a share of train is held out, and val/ is the test split."""
+    write_pictures(tmp_path, {"train/a": 5, "train/b": 5, "val/a": 2, "val/b": 2})
+    splits = load_splits(root=tmp_path, test_split="val")
+    assert set(keys(splits.test)) == {"val/a/0.png", "val/a/1.png", "val/b/0.png", "val/b/1.png"}
+    assert all(key.startswith("train/") for key in keys(splits.val))
+    assert len(keys(splits.train)) == 8
+    with pytest.raises(RequestError, match="both 'dev'; a test split selects nothing"):
+        load_splits(root=tmp_path, val_split="dev", test_split="dev")

@@ -32,7 +32,7 @@ from training_helpers import (
 )
 
 from vit_finetune.common.errors import WorkError
-from vit_finetune.training import Progress, restore
+from vit_finetune.training import Progress, find_checkpoint, restore
 from vit_finetune.training import checkpoint as store
 from vit_finetune.training import loop as loop_module
 
@@ -318,6 +318,7 @@ def test_fit__a_nan_loss_is_no_matter_of_the_scale(tmp_path: Path, fp16: Callabl
 def restored(run: Run) -> Progress:
     return restore(
         run.run_dir,
+        find_checkpoint(run.run_dir),
         model=run.model,
         optimizer=run.optimizer,
         accelerator=run.accelerator,

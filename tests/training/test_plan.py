@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, SequentialLR
 from training_helpers import plan_of
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.training import micro_batch, steps_in
+from vit_finetune.training import Stage, micro_batch, plan_stages, steps_in
 
 
 @pytest.mark.parametrize(
@@ -130,7 +130,7 @@ def test_plan__is_json() -> None:
     plan = plan_of()
     mapping = json.loads(json.dumps(plan.to_mapping()))
     assert mapping["num_steps"] == 6
-    assert type(plan)(**mapping) == plan
+    assert type(plan)(**(mapping | {"stages": tuple(Stage(**stage) for stage in mapping["stages"])})) == plan
 
 
 def test_plan__warm_up_too_long() -> None:
@@ -147,7 +147,7 @@ def test_plan__warm_up_too_long() -> None:
     ("wanted", "batch", "processes", "kind", "size"),
     [
         ("auto", 64, 1, "cpu", 16),
-        ("auto", 64, 1, "cuda", 64),
+        ("auto", 256, 1, "cuda", 256),
         ("auto", 64, 1, "mps", 32),
         ("auto", 64, 8, "cuda", 8),
         ("auto", 7, 2, "cpu", 4),
@@ -158,7 +158,7 @@ def test_plan__warm_up_too_long() -> None:
     ],
 )
 def test_micro_batch__size(wanted: int | str, batch: int, processes: int, kind: str, size: int) -> None:
-    """A process takes what was asked for; auto is what suits the device, at most its share of the global batch."""
+    """A process takes what was asked for; auto is what suits the device, or on CUDA its share, which is tried first."""
     assert micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind=kind) == size
 
 
@@ -186,3 +186,70 @@ def test_micro_batch__refuses(wanted: int | str, batch: int, processes: int, mes
     with pytest.raises(RequestError) as error:
         micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind="cpu")
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize(
+    ("step", "lr"),
+    [
+        # 4 steps of probe from 0.8, linear to 0 without a warm-up
+        *[(0, 0.8), (1, 0.6), (2, 0.4), (3, 0.2)],
+        # then 6 steps of fine-tuning: 2 of warm-up to 0.1, linear to 0
+        *[(4, 0.05), (5, 0.1), (6, 0.1), (7, 0.075), (8, 0.05), (9, 0.025)],
+    ],
+)
+def test_lr_at__probe_and_fine_tuning_have_a_schedule_each(step: int, lr: float) -> None:
+    """Of lp_ft, the probe has no warm-up and ends at 0; fine-tuning starts over with its own; written out by hand."""
+    plan = plan_of(num_steps=10, probe_steps=4, probe_lr=0.8, lr=0.1, warmup_steps=2, schedule="linear")
+    assert plan.lr_at(step) == pytest.approx(lr, rel=1e-12)
+
+
+def test_lr_at__fine_tuning_after_a_probe_is_a_run_of_its_own() -> None:
+    """The rates after the probe are those of a run without one as long as what is left; the probe's lr is lr."""
+    staged, alone = plan_of(num_steps=10, probe_steps=3), plan_of(num_steps=7)
+    assert [staged.lr_at(step) for step in range(3, 10)] == [alone.lr_at(step) for step in range(7)]
+    assert staged.lr_at(0) == staged.lr
+
+
+def test_plan__warm_up_longer_than_what_the_probe_leaves() -> None:
+    """The warm-up belongs to fine-tuning, so it has to fit in there."""
+    with pytest.raises(RequestError, match="the warm-up of 4 steps is longer than the 3 steps that the linear probe"):
+        plan_of(num_steps=6, probe_steps=3, warmup_steps=4)
+
+
+def stages(mode: str, **values: int) -> list[tuple[int, str, int | None]]:
+    given = {"num_steps": 10, "depth": 3} | values
+    return [(stage.first_step, stage.mode, stage.num_blocks) for stage in plan_stages(mode, **given)]
+
+
+def test_plan_stages__written_out() -> None:
+    """Stages of every kind of mode, written out: where each begins and what trains."""
+    assert stages("full") == [(0, "full", None)]
+    assert stages("lora") == [(0, "lora", None)]
+    assert stages("last_n", num_blocks=2) == [(0, "last_n", 2)]
+    assert stages("lp_ft", probe_steps=4) == [(0, "linear_probe", None), (4, "full", None)]
+    assert stages("gradual", num_stages=2) == [(0, "linear_probe", None), (5, "full", None)]
+    assert stages("gradual", num_stages=4) == [
+        *[(0, "linear_probe", None), (2, "last_n", 1), (5, "last_n", 2), (7, "full", None)]
+    ]
+    assert [row[2] for row in stages("gradual", num_stages=4, depth=12)] == [None, 4, 8, None]
+
+
+@pytest.mark.parametrize(
+    ("mode", "values", "message"),
+    [
+        ("lp_ft", {"probe_steps": 10}, "the linear probe of 10 steps leaves nothing of the run of 10"),
+        ("gradual", {"num_stages": 5}, "tuning.num_stages is 5; this network has 3 blocks, give 2 to 4"),
+        ("gradual", {"num_stages": 4, "num_steps": 3}, "tuning.num_stages is 4, the run has 3 steps"),
+    ],
+)
+def test_plan_stages__refuses(mode: str, values: dict[str, int], message: str) -> None:
+    """Stages that are longer than the run, or more of them than the network or the run has room for, are refused."""
+    with pytest.raises(RequestError, match=message):
+        stages(mode, **values)
+
+
+def test_stage_at__every_step() -> None:
+    """A stage is in force from its first step to the step before the next one; the last also after the run's end."""
+    plan = plan_of(num_steps=6, stages=(Stage(mode="linear_probe"), Stage(first_step=2), Stage(first_step=5)))
+    assert [plan.stage_at(step).first_step for step in range(7)] == [0, 0, 2, 2, 2, 5, 5]
+    assert [plan.end_of(stage) for stage in plan.stages] == [2, 5, 6]

@@ -11,7 +11,7 @@ import yaml
 from training_helpers import Run, copied, options_of, plan_of, tiny_vit
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.training import Progress, check_run_folder, new_run_folder, restore
+from vit_finetune.training import Progress, check_run_folder, find_checkpoint, new_run_folder, restore
 from vit_finetune.training.checkpoint import load_checkpoint, save_checkpoint
 
 CONFIG: dict[str, Any] = {
@@ -134,6 +134,7 @@ def restored(run: Run, **changes: Any) -> Progress:
     values: dict[str, Any] = {"settings": {"data": "abc"}, "metric": "accuracy", "keep_threads": False}
     return restore(
         run.run_dir,
+        find_checkpoint(run.run_dir),
         model=run.model,
         optimizer=run.optimizer,
         accelerator=run.accelerator,

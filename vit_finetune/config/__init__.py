@@ -12,8 +12,9 @@ from typing import Any
 
 from vit_finetune.config.data import DataConfig
 from vit_finetune.config.model import ModelConfig
+from vit_finetune.config.readout import ReadoutConfig
 from vit_finetune.config.running import CheckpointConfig, EvaluationConfig, RunConfig
-from vit_finetune.config.training import OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
+from vit_finetune.config.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
 from vit_finetune.recipe import Section, apply_override, plain, read_recipe, write_yaml
 
 __all__ = [
@@ -21,8 +22,10 @@ __all__ = [
     "Config",
     "DataConfig",
     "EvaluationConfig",
+    "LoraConfig",
     "ModelConfig",
     "OptimizerConfig",
+    "ReadoutConfig",
     "RunConfig",
     "ScheduleConfig",
     "TrainConfig",
@@ -36,6 +39,7 @@ class Config(Section):
     model: ModelConfig
     data: DataConfig
     tuning: TuningConfig = TuningConfig()
+    readout: ReadoutConfig = ReadoutConfig()
     train: TrainConfig
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
@@ -63,6 +67,16 @@ class Config(Section):
         for text in overrides:
             apply_override(values, text)
         return cls.parse(values)
+
+    @classmethod
+    def model_json_schema(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Return the JSON schema of a recipe as a file: `extends` joins, and whatever it may bring is not required."""
+        schema = super().model_json_schema(*args, **kwargs)
+        about = "A shipped recipe, or a file beside this one, that this recipe is laid over, key by key."
+        schema["properties"] = {"extends": {"type": "string", "description": about}, **schema["properties"]}
+        for part in (schema, *schema["$defs"].values()):
+            part.pop("required", None)
+        return schema
 
     def to_yaml(self) -> str:
         """Return the whole configuration as YAML that `load` reads back equal."""

@@ -16,7 +16,8 @@ class DataConfig(Section):
     root: str | None = None
     """Folder of pictures: root/train/CLASS/..., or root/CLASS/... which is split for you."""
     source: str | None = None
-    """Instead of root: a data set name on the Hub, a saved data set, or a parquet/arrow file or folder."""
+    """Instead of root: a data set name on the Hub, a saved data set, or a parquet/arrow file or folder; `python` stands
+    in the configuration of a run that got its pictures from Python."""
     train_split: str = "train"
     """Name of the split to train on."""
     val_split: str | None = "val"

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
+from vit_finetune.common.durations import seconds_of
+
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
@@ -18,3 +20,12 @@ def _pair(value: object) -> object:
 
 
 Size = Annotated[tuple[PositiveInt, PositiveInt], BeforeValidator(_pair)]
+
+
+def _duration(value: object) -> object:
+    """Refuse what is no duration; RequestError is a ValueError, which pydantic reports with the key."""
+    seconds_of(str(value))
+    return value
+
+
+Duration = Annotated[str, BeforeValidator(_duration)]

@@ -26,8 +26,9 @@ class ModelConfig(Section):
     """How tokens become one vector; null keeps the checkpoint's."""
     pos_embed: Literal["bicubic", "bilinear"] = "bicubic"
     """How position embeddings are resampled to another grid: timm's rule, or the ViT paper's."""
-    head_init: Literal["zeros", "trunc_normal"] | PositiveFloat = "zeros"
-    """The new head: zeros (ViT paper), truncated normal of 0.02, or a standard deviation."""
+    head_init: Literal["zeros", "trunc_normal", "pretrained"] | PositiveFloat = "zeros"
+    """The new head: zeros (ViT paper), truncated normal of 0.02, or a standard deviation; pretrained keeps the
+    checkpoint's own head, which must be of the data's classes."""
     drop_path_rate: Rate = 0.0
     """Stochastic depth, rising linearly from 0 at the first block to this at the last; probability."""
     drop_rate: Rate = 0.0
@@ -47,4 +48,6 @@ class ModelConfig(Section):
     def _needs_a_name(self) -> ModelConfig:
         if self.pretrained is None and self.name is None:
             raise ValueError("random weights (pretrained: null) need model.name, one of `vit-finetune models`")
+        if self.pretrained is None and self.head_init == "pretrained":
+            raise ValueError("model.head_init pretrained keeps a checkpoint's head, and pretrained: null has none")
         return self

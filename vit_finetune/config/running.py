@@ -19,6 +19,8 @@ class EvaluationConfig(Section):
     """Evaluate every so many passes over the training pictures."""
     metric: Literal["accuracy", "macro_accuracy", "top5", "loss"] = "accuracy"
     """The figure of the val split that chooses the best checkpoint."""
+    corruptions: bool = False
+    """At the end, score the model under blur, noise and JPEG at three strengths too, beside the clean figures."""
     batch_size: PositiveInt | Literal["auto"] = "auto"
     """Pictures that one process scores at once; auto: as many as in training."""
 

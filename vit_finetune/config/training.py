@@ -6,22 +6,70 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vit_finetune.config.kinds import PositiveFloat, PositiveInt, Rate
+from vit_finetune.common.sizes import parse_size
+from vit_finetune.config.kinds import Duration, Fraction, PositiveFloat, PositiveInt, Rate
 from vit_finetune.recipe import Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters beside frozen matrices (LoRA, arXiv 2106.09685); needs the extra `lora`."""
+
+    rank: PositiveInt = 16
+    """Rank of each adapter."""
+    alpha: PositiveInt = 16
+    """The adapter's output is multiplied by alpha / rank."""
+    dropout: Rate = 0.0
+    """Share of an adapter's inputs dropped in training."""
+    target_modules: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of linear layers in the blocks, such as [qkv, proj] or [mlp.fc1]; null: all of them."""
+    dora: bool = False
+    """Learn the length of each weight column apart from its direction (DoRA, arXiv 2402.09353)."""
 
 
 class TuningConfig(Section):
     """Which parameters train."""
 
-    mode: Literal["full", "linear_probe", "last_n"] = "full"
-    """full: all; linear_probe: the head; last_n: the head, the final norm and the last `num_blocks` blocks."""
+    mode: Literal[
+        "full", "linear_probe", "last_n", "bias", "norm", "attention", "lora", "lp_ft", "gradual", "readout"
+    ] = "full"
+    """full: all; linear_probe: the head; last_n: the head, the final norm and the last `num_blocks` blocks; bias, norm:
+    the head and all biases or norms; attention: the head, attention and positions; lora: the head and adapters;
+    lp_ft: the head, then all; gradual: from the head down to all in `num_stages` stages; readout: nothing in the
+    network, a readout of its frozen features is fitted (section readout)."""
     num_blocks: PositiveInt | None = None
     """For last_n: how many blocks train, counted from the head."""
+    num_stages: Annotated[int, Field(ge=2)] | None = None
+    """For gradual: equally long stages; the first trains the head, the last everything."""
+    probe_steps: PositiveInt | None = None
+    """For lp_ft: steps of the run in which only the head trains. Give steps or epochs."""
+    probe_epochs: PositiveFloat | None = None
+    """For lp_ft: the same in passes over the training pictures."""
+    probe_lr: PositiveFloat | None = None
+    """For lp_ft: peak learning rate while only the head trains; null takes optimizer.lr."""
+    lora: LoraConfig | None = None
+    """For lora: the adapters; null with another mode."""
+    train: tuple[str, ...] = ()
+    """Patterns of parameter names that train, too, such as [norm.*, blocks.0.*]; * stands for anything."""
+    freeze: tuple[str, ...] = ()
+    """Patterns of parameter names that do not train, whatever the mode says."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lora_by_default(cls, values: object) -> object:
+        if isinstance(values, dict) and values.get("mode") == "lora" and values.get("lora") is None:
+            return {**values, "lora": {}}
+        return values
 
     @model_validator(mode="after")
-    def _blocks_for_last_n(self) -> TuningConfig:
-        if (self.mode == "last_n") != (self.num_blocks is not None):
-            raise ValueError("tuning.num_blocks and tuning.mode: last_n go together; give both or neither")
+    def _options_of_the_mode(self) -> TuningConfig:
+        for key, mode in (("num_blocks", "last_n"), ("num_stages", "gradual"), ("lora", "lora")):
+            if (self.mode == mode) != (getattr(self, key) is not None):
+                raise ValueError(f"tuning.{key} and tuning.mode: {mode} go together; give both or neither")
+        given = [key for key in ("probe_steps", "probe_epochs", "probe_lr") if getattr(self, key) is not None]
+        if self.mode != "lp_ft" and given:
+            raise ValueError(f"tuning.{given[0]} is for tuning.mode: lp_ft; the mode is {self.mode}")
+        if self.mode == "lp_ft" and (self.probe_steps is None) == (self.probe_epochs is None):
+            raise ValueError("tuning.mode lp_ft needs exactly one of tuning.probe_steps and tuning.probe_epochs")
         return self
 
 
@@ -33,9 +81,12 @@ class TrainConfig(Section):
     imbalance: Literal["none"] = "none"
     """How skewed class counts are met."""
     epochs: PositiveFloat | None = None
-    """Passes over the training pictures; may be a fraction. Give epochs or steps."""
+    """Passes over the training pictures; may be a fraction. Give epochs, steps or a budget."""
     steps: PositiveInt | None = None
-    """Optimizer steps. Give epochs or steps."""
+    """Optimizer steps. Give epochs, steps or a budget."""
+    budget: Duration | None = None
+    """Time for the whole run, such as 90s, 10m or 1h30m: from frozen features up to fine-tuning, what fits is tried and
+    the best on val is kept. Give epochs, steps or a budget."""
     global_batch_size: PositiveInt = 64
     """Pictures per optimizer step over all processes; the same on any number of them."""
     per_device_batch_size: PositiveInt | Literal["auto"] = "auto"
@@ -50,33 +101,49 @@ class TrainConfig(Section):
     """Recompute each block in the backward pass: less memory, more time, same numbers."""
     compile: bool = False
     """torch.compile the network; needs a compiler that torch finds."""
+    max_memory: str | None = None
+    """Memory for one process, such as 6GB (10^9 bytes): the largest micro-batch that stays below it is found at the
+    start. null: all there is on a GPU, no limit on a CPU. Needs per_device_batch_size: auto."""
+    wise_ft: bool | tuple[Fraction, ...] = False
+    """At the end, score points between the weights before and after fine-tuning on val and keep the best (WiSE-FT): the
+    shares of the fine-tuned weights, or true for 0, 0.1, ..., 1. Never worse on val than without."""
 
     @model_validator(mode="after")
     def _one_clock(self) -> TrainConfig:
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of train.epochs and train.steps")
+        if sum(value is not None for value in (self.epochs, self.steps, self.budget)) != 1:
+            raise ValueError("give exactly one of train.epochs, train.steps and train.budget")
+        return self
+
+    @model_validator(mode="after")
+    def _memory_decides(self) -> TrainConfig:
+        if self.max_memory is not None and self.per_device_batch_size != "auto":
+            raise ValueError("train.max_memory finds the micro-batch; give it or train.per_device_batch_size, not both")
+        if self.max_memory is not None:
+            parse_size(self.max_memory, "train.max_memory")
         return self
 
 
 class OptimizerConfig(Section):
     """The optimizer and its parameter groups."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """AdamW, or SGD with momentum."""
+    name: str = "adamw"
+    """adamw, sgd (torch's), or any of timm's optimizers by timm's name: lion, lamb, adopt, muon..."""
     lr: PositiveFloat = 5e-4
-    """Peak learning rate of the head's group, for the global batch as it is (never rescaled)."""
+    """Peak learning rate, for the global batch as it is (never rescaled)."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Of matrices; biases, norms, tokens, position embeddings and LayerScale have none."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Factor of the learning rate per depth below the head: 0.75 is usual for fine-tuning, 1 is off."""
+    head_lr_scale: PositiveFloat = 1.0
+    """Factor of the learning rate of the head alone: 10 lets a new head catch up with pretrained blocks."""
     momentum: Rate = 0.9
-    """Of SGD."""
+    """Of SGD and of timm's optimizers that have it."""
     nesterov: bool = False
     """Of SGD."""
-    betas: tuple[Rate, Rate] = (0.9, 0.999)
-    """Of AdamW."""
-    eps: PositiveFloat = 1e-8
-    """Of AdamW."""
+    betas: Annotated[tuple[Rate, ...], Field(min_length=2, max_length=3)] | None = None
+    """Of optimizers that have them; null: the optimizer's own, (0.9, 0.999) of AdamW."""
+    eps: PositiveFloat | None = None
+    """Of optimizers that have it; null: the optimizer's own, 1e-8 of AdamW."""
 
 
 class ScheduleConfig(Section):

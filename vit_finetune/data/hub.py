@@ -111,7 +111,7 @@ def read_tables(
     by_split = loaded if isinstance(loaded, Mapping) else {splits[0]: loaded}  # one unsplit table: all of it is train
     train, vals, test = splits
     found = [name for name in vals if name in by_split][:1]
-    if vals and not found and vals[0] != "val":
+    if len(vals) == 1 and not found:  # one name: it was asked for, and is none of the usual ones
         raise _no_split(source, vals[0], by_split)
     wanted = (train, found[0] if found else None, test)
     parts: list[tuple[TableStore, list[str]] | None] = []

@@ -47,6 +47,10 @@ class Batch:
         """Return the number of samples."""
         return len(self.labels)
 
+    def part(self, rows: slice) -> Batch:
+        """Return some of the samples, as views."""
+        return Batch(*(getattr(self, item.name)[rows] for item in fields(self)))
+
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Return the batch on a device.
 
@@ -174,6 +178,8 @@ def eval_batches(
     transform: Transform,
     *,
     batch_size: int,
+    seed: int = 0,
+    epoch: int = 0,
     rank: int = 0,
     world_size: int = 1,
     num_workers: int = 0,
@@ -183,8 +189,10 @@ def eval_batches(
 
     Args:
         image_set: what to evaluate.
-        transform: the evaluation transform.
+        transform: the evaluation transform, plain or corrupted; or a training transform, for one view of each sample.
         batch_size: the largest batch.
+        seed: what a random transform draws from, with `epoch` and the sample's index, as in training.
+        epoch: which view.
         rank: which process this is, from 0.
         world_size: how many processes there are.
         num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
@@ -200,10 +208,10 @@ def eval_batches(
         raise RequestError(f"batch_size is {batch_size}; it must be at least 1")
     indices = np.array(eval_indices(len(image_set), rank, world_size), dtype=np.int64)
     requests = (
-        _Request(0, np.zeros_like(part), part, is_last=True)
+        _Request(0, np.full_like(part, epoch), part, is_last=True)
         for part in (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
     )
-    results = _run(_Worker(image_set, transform, 0), requests, num_workers, pin_memory)
+    results = _run(_Worker(image_set, transform, seed), requests, num_workers, pin_memory)
     return (result.batch for result in results)
 
 

@@ -50,6 +50,16 @@ def write_manifest(splits: Splits, path: Path) -> str:
     return digest
 
 
+def trained_on(path: Path) -> set[tuple[str, str]]:
+    """Return (name, sha256) of every training picture of a manifest that was written.
+
+    Args:
+        path: of `write_manifest`.
+    """
+    rows = pq.read_table(path, columns=["split", "name", "sha256"]).to_pylist()
+    return {(row["name"], row["sha256"]) for row in rows if row["split"] == "train"}
+
+
 def manifest_hash(splits: Splits) -> str:
     """Return a digest that changes with any picture's split, name, class or bytes, or with their order.
 
@@ -63,6 +73,19 @@ def manifest_hash(splits: Splits) -> str:
         RequestError: pictures that cannot be read, named.
     """
     return _digest(_read_entries(splits))
+
+
+def split_digests(path: Path) -> dict[str, str]:
+    """Return for each split of a written manifest a digest of its pictures' bytes, in order; labels and names aside.
+
+    Args:
+        path: of `write_manifest`.
+    """
+    table = pq.read_table(path, columns=["split", "sha256"]).to_pydict()
+    digests: dict[str, Any] = {}
+    for split, sha256 in zip(table["split"], table["sha256"], strict=True):
+        digests.setdefault(split, hashlib.sha256()).update(bytes.fromhex(sha256))
+    return {split: digest.hexdigest() for split, digest in digests.items()}
 
 
 def _read_entries(splits: Splits) -> list[_Entry]:

@@ -23,12 +23,13 @@ from vit_finetune.data.image_set import FileStore, ImageSet, ImageStore, Splits
 from vit_finetune.data.scan import endings, natural_key, scan_folder
 
 __all__ = ["ImageSet", "Splits", "load_folder", "load_splits"]
+FROM_PYTHON = "python"  # the `data.source` of a run that was given its pictures
 VAL_NAMES = ("val", "valid", "validation")
 _MAX_NAMES_SHOWN = 10
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """The pictures of a split and the class name of each."""
 
     store: ImageStore
@@ -36,12 +37,12 @@ class _Part:
 
 
 @dataclass(frozen=True)
-class _Parts:
+class Parts:
     """A source, read: its splits before they share a class map."""
 
-    train: _Part
-    val: _Part | None
-    test: _Part | None
+    train: Part
+    val: Part | None
+    test: Part | None
     notes: tuple[str, ...]
     class_names: tuple[str, ...] | None = None  # where the source declares them
 
@@ -65,8 +66,8 @@ def load_splits(
         source: instead of `root`: a Hub data set, a `save_to_disk` folder, or parquet/arrow.
         train_split: the split to train on.
         val_split: the split to validate on; "val" also finds valid and validation, and where the source has
-            none of them a share of the training split is held out. None: no validation.
-        test_split: the split to test on, if any.
+            none of them but the test split, a share of the training split is held out. None: no validation.
+        test_split: the split to test on, if any; never validated on, whatever it is called.
         val_fraction: the share of each class that is held out for validation where the source has no such
             split, in [0, 1); 0 holds nothing out. Every class keeps a training picture, and gives
             a validation picture if it has two.
@@ -81,26 +82,31 @@ def load_splits(
         RequestError: the source is missing, has no pictures, an empty class folder, a single class, or
             a class that only val or test knows.
     """
+    if val_split not in (None, "val") and val_split == test_split:
+        raise RequestError(f"data.val_split and data.test_split are both {val_split!r}; a test split selects nothing")
     if (root is None) == (source is None):
         raise RequestError("give either data.root (a folder) or data.source (a data set), and not both")
     if not 0 <= val_fraction < 1:
         raise RequestError(f"val_fraction is {val_fraction}; it must be at least 0 and below 1")
+    if source == FROM_PYTHON:
+        raise RequestError(
+            "these pictures came from Python; give them again: finetune(..., data=...), or name a folder"
+        )
     if root is not None:
         parts = _read_root(Path(root).expanduser(), train_split, val_split, test_split)
     else:
         tables = read_tables(
             str(source),
-            splits=(train_split, val_names(val_split), test_split),
+            splits=(train_split, val_names(val_split, test_split), test_split),
             image_column=image_column,
             label_column=label_column,
         )
-        train, val, test = (None if table is None else _Part(*table) for table in tables.parts)
-        if train is None:
-            raise AssertionError("read_tables always returns a training split")
-        parts = _Parts(train, val, test, tables.notes, tables.class_names)
+        train, val, test = (None if table is None else Part(*table) for table in tables.parts)
+        assert train is not None  # read_tables always returns a training split
+        parts = Parts(train, val, test, tables.notes, tables.class_names)
     if parts.val is None and val_split is not None and val_fraction > 0:
-        parts = _hold_out(parts, val_fraction, seed)
-    return _share_class_map(parts)
+        parts = hold_out(parts, val_fraction, seed)
+    return share_class_map(parts)
 
 
 def load_folder(root: str | Path, class_names: Sequence[str]) -> ImageSet:
@@ -124,14 +130,18 @@ def load_folder(root: str | Path, class_names: Sequence[str]) -> ImageSet:
     return _labelled(part, class_names)
 
 
-def val_names(val_split: str | None) -> tuple[str, ...]:
-    """Return the names that a validation split may have: the usual ones for "val", else the one asked for."""
+def val_names(val_split: str | None, test_split: str | None = None) -> tuple[str, ...]:
+    """Return the names that a validation split may have: the usual ones for "val", else the one asked for.
+
+    The split that is tested on is none of them.
+    """
     if val_split is None:
         return ()
-    return VAL_NAMES if val_split == "val" else (val_split,)
+    names = VAL_NAMES if val_split == "val" else (val_split,)
+    return tuple(name for name in names if name != test_split)
 
 
-def _read_root(root: Path, train_split: str, val_split: str | None, test_split: str | None) -> _Parts:
+def _read_root(root: Path, train_split: str, val_split: str | None, test_split: str | None) -> Parts:
     """Read a folder in either layout."""
     folders = _subfolders(root)
     if _has_folders(root / train_split):
@@ -145,14 +155,14 @@ def _read_root(root: Path, train_split: str, val_split: str | None, test_split: 
     if len(folders) == 1 and _has_folders(root / folders[0] / train_split):
         raise RequestError(f"{missing}; did you mean {root / folders[0]}?")
     part, notes = _read_classes(root, looked)
-    return _Parts(part, None, None, notes)
+    return Parts(part, None, None, notes)
 
 
 def _read_split_folders(
     root: Path, folders: Sequence[str], train_split: str, val_split: str | None, test_split: str | None
-) -> _Parts:
+) -> Parts:
     """Read `root/SPLIT/CLASS/...`."""
-    val_found = [name for name in val_names(val_split) if (root / name).is_dir()][:1]
+    val_found = [name for name in val_names(val_split, test_split) if (root / name).is_dir()][:1]
     if val_split not in (None, "val") and not val_found:
         raise RequestError(f"{root} has no folder {val_split}; it holds {_listed(folders)}")
     if test_split is not None and not (root / test_split).is_dir():
@@ -160,23 +170,23 @@ def _read_split_folders(
             f"{root} has no folder {test_split}; it holds {_listed(folders)}{did_you_mean(test_split, folders)}"
         )
     read = [train_split, *val_found, *([test_split] if test_split is not None else [])]
-    parts: dict[str, _Part] = {}
+    parts: dict[str, Part] = {}
     notes: list[str] = []
     for name in read:
         part, left_out = _read_classes(root / name)
         # names start from the root, so that a picture is called the same in every file of a run
         names = tuple(f"{name}/{part.store.key(index)}" for index in range(len(part.store)))
-        parts[name] = _Part(FileStore(root, names), part.classes)
+        parts[name] = Part(FileStore(root, names), part.classes)
         notes += left_out
     unread = [name for name in folders if name not in {Path(split).parts[0] for split in read}]
     if unread:
         notes.append(f"{root}: not read: {_listed(unread)}")
     val = parts[val_found[0]] if val_found else None
     test = parts[test_split] if test_split is not None else None
-    return _Parts(parts[train_split], val, test, tuple(notes))
+    return Parts(parts[train_split], val, test, tuple(notes))
 
 
-def _read_classes(root: Path, looked: str | None = None) -> tuple[_Part, tuple[str, ...]]:
+def _read_classes(root: Path, looked: str | None = None) -> tuple[Part, tuple[str, ...]]:
     """Read `root/CLASS/...`; return its pictures with their classes, and notes."""
     _subfolders(root)
     found = scan_folder(root)
@@ -195,10 +205,10 @@ def _read_classes(root: Path, looked: str | None = None) -> tuple[_Part, tuple[s
             f"{root} holds {len(loose):,} pictures outside of any class folder, the first is {loose[0]}; "
             "move each into the folder of its class"
         )
-    return _Part(FileStore(root, found.names), classes), found.notes(root)
+    return Part(FileStore(root, found.names), classes), found.notes(root)
 
 
-def _hold_out(parts: _Parts, fraction: float, seed: int) -> _Parts:
+def hold_out(parts: Parts, fraction: float, seed: int) -> Parts:
     """Move a share of every class from train to val, chosen by (seed, picture name) alone."""
     store, classes = parts.train.store, parts.train.classes
     members: dict[str, list[int]] = {}
@@ -218,13 +228,13 @@ def _hold_out(parts: _Parts, fraction: float, seed: int) -> _Parts:
             "every class has a single picture, so none can be held out; add pictures or set val_split: null"
         )
     train, val = (
-        _Part(store.take(indices), [classes[index] for index in indices.tolist()])
+        Part(store.take(indices), [classes[index] for index in indices.tolist()])
         for indices in (np.flatnonzero(~in_val), np.flatnonzero(in_val))
     )
-    return _Parts(train, val, parts.test, (*parts.notes, *notes), parts.class_names)
+    return Parts(train, val, parts.test, (*parts.notes, *notes), parts.class_names)
 
 
-def _share_class_map(parts: _Parts) -> Splits:
+def share_class_map(parts: Parts) -> Splits:
     """Number the classes of the training split and label every split by them."""
     trained = set(parts.train.classes)
     class_names = parts.class_names or tuple(sorted(trained, key=natural_key))
@@ -252,7 +262,7 @@ def _share_class_map(parts: _Parts) -> Splits:
     )
 
 
-def _labelled(part: _Part, class_names: Sequence[str]) -> ImageSet:
+def _labelled(part: Part, class_names: Sequence[str]) -> ImageSet:
     """Return the pictures with class indices for class names."""
     index_of = {name: index for index, name in enumerate(class_names)}
     return ImageSet(part.store, np.array([index_of[label] for label in part.classes], dtype=np.int64))

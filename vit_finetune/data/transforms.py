@@ -101,11 +101,12 @@ def build_train_transform(
     return transform
 
 
-def build_eval_transform(spec: PreprocessSpec) -> Transform:
+def build_eval_transform(spec: PreprocessSpec, *, corruption: torch.nn.Module | None = None) -> Transform:
     """Build the evaluation transform, timm's number for number.
 
     Args:
         spec: all of it; see its `crop_mode` for the three ways.
+        corruption: what is done to the cropped picture of bytes; see `corruptions.Corruption`.
 
     Returns:
         A picklable function: RGB picture -> [C, H, W] float32, normalised.
@@ -124,7 +125,9 @@ def build_eval_transform(spec: PreprocessSpec) -> Transform:
         resize = [v2.Resize(height, interpolation=interpolation), v2.CenterCrop(size)]
     else:
         resize = [_FitResize((height, width), interpolation, inside=False), v2.CenterCrop(size)]
-    transform: Transform = v2.Compose([*_channels(spec), *resize, *_normalised(spec)])
+    transform: Transform = v2.Compose(
+        [*_channels(spec), *resize, *([] if corruption is None else [corruption]), *_normalised(spec)]
+    )
     return transform
 
 

@@ -7,8 +7,17 @@ positions in `rope.py`, `rope_vit.py`; relative ones in `rel_pos_vit.py`; then `
 from vit_finetune.models.attention import attention_maps
 from vit_finetune.models.backbone import Backbone
 from vit_finetune.models.bias_table import resize_bias_table
+from vit_finetune.models.features import FeatureLayout, read_features
 from vit_finetune.models.head import replace_head
 from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.readout import (
+    AttentiveReadout,
+    KNNReadout,
+    LinearReadout,
+    Readout,
+    ReadoutModel,
+    build_readout,
+)
 from vit_finetune.models.rel_pos_vit import RelPosViT, RelPosViTConfig
 from vit_finetune.models.rope_vit import RopeViT, RopeViTConfig
 from vit_finetune.models.summary import SummaryRow, count_parameters, summarize, summary_lines
@@ -17,8 +26,14 @@ from vit_finetune.models.vit import VisionTransformer, ViTConfig
 
 __all__ = [
     "NOT_PLAIN",
+    "AttentiveReadout",
     "Backbone",
+    "FeatureLayout",
+    "KNNReadout",
+    "LinearReadout",
     "NetworkConfig",
+    "Readout",
+    "ReadoutModel",
     "RelPosViT",
     "RelPosViTConfig",
     "RopeViT",
@@ -28,9 +43,11 @@ __all__ = [
     "VisionTransformer",
     "attention_maps",
     "build_model",
+    "build_readout",
     "count_parameters",
     "create_model",
     "list_models",
+    "read_features",
     "replace_head",
     "resize_bias_table",
     "summarize",

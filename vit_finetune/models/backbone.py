@@ -9,7 +9,7 @@ Legend: B batch, C channels, H W image, gh gw patch grid, N tokens incl. prefix,
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
 from einops import rearrange
@@ -54,7 +54,8 @@ class Backbone(nn.Module):
     """The base of every network: images to tokens to logits.
 
     Attributes of note: `config`, `name` (the architecture it was created as, or None), `embed_dim` and `num_features`
-    (D), `num_classes` (K), `num_prefix_tokens` (before the patches).
+    (D), `num_classes` (K), `num_prefix_tokens` (before the patches), `eval_parts` (names of parts that stay in eval
+    mode while the network trains: frozen ones, whose dropout nothing would learn from).
 
     Args:
         config: the network.
@@ -75,6 +76,18 @@ class Backbone(nn.Module):
         self.embed_dim = self.num_features = config.embed_dim
         self.num_classes, self.num_prefix_tokens = config.num_classes, config.num_prefix_tokens
         self.head_dist = None
+        self.eval_parts: frozenset[str] = frozenset()
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch dropout and DropPath on or off, as torch does; `eval_parts` stay off.
+
+        Args:
+            mode: train (True) or evaluate.
+        """
+        super().train(mode)
+        for name in self.eval_parts:
+            self.get_submodule(name).eval()
+        return self
 
     def start(self, x: Tensor, *, sample_seeds: Tensor | None = None) -> tuple[Tensor, Sequence[tuple[Tensor, ...]]]:
         """Return what the first block sees, and what each block is given beside tokens and seeds.

@@ -23,13 +23,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from vit_finetune.common.errors import RequestError, WorkError
-from vit_finetune.common.files import atomic_folder, sha256_file, write_json, write_text
+from vit_finetune.common.files import atomic_file, atomic_folder, sha256_file, write_json, write_text
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 _FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 SUMS_FILE = "SHA256SUMS"
+START_FILE = "start.safetensors"
 _PREFIX = "step-"
 
 
@@ -80,6 +81,35 @@ def save_checkpoint(
 def _save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     save_file(whole, path, metadata={"format": "pt"})
+
+
+def save_start(run_dir: Path, model: Mapping[str, Tensor]) -> None:
+    """Keep the weights that fine-tuning starts from, for WiSE-FT; a stage that starts later replaces them.
+
+    Args:
+        run_dir: the run's folder.
+        model: the bare network's state dict.
+
+    Raises:
+        WorkError: the disk refused it.
+    """
+    try:
+        with atomic_file(run_dir / START_FILE) as temporary:
+            _save_tensors(model, temporary)
+    except (OSError, SafetensorError) as error:
+        raise WorkError(f"cannot write {run_dir / START_FILE}: {error}") from None
+
+
+def load_start(run_dir: Path) -> dict[str, Tensor]:
+    """Read the weights that fine-tuning started from.
+
+    Raises:
+        RequestError: the run does not hold them.
+    """
+    path = run_dir / START_FILE
+    if not path.is_file():
+        raise RequestError(f"{path} is missing: train.wise_ft needs the weights that the run started from")
+    return load_file(path)
 
 
 def point_to(root: Path, pointer: str, step: int) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from vit_finetune.evaluation import EvalResult, LabelledBatch, is_better
 from vit_finetune.training import checkpoint as store
 from vit_finetune.training.console import RunConsole, StepProgress
 from vit_finetune.training.journal import Journal
+from vit_finetune.training.micro_batches import MicroBatches, cut
 from vit_finetune.training.nonfinite import explain_nonfinite
 from vit_finetune.training.optim import optimizer_tensors, set_lr
 from vit_finetune.training.plan import TrainPlan
@@ -48,6 +49,12 @@ class TrainBatch(LabelledBatch, Protocol):
     def sample_seeds(self) -> Tensor:
         """What the noise of each picture is drawn from, int64 [b]."""
 
+    def __len__(self) -> int:
+        """Return the number of pictures."""
+
+    def part(self, rows: slice) -> Self:
+        """Return some of the pictures."""
+
 
 def fit(
     model: nn.Module,
@@ -61,8 +68,9 @@ def fit(
     run_dir: Path,
     console: RunConsole,
     progress: Progress | None = None,
+    until: int | None = None,
 ) -> Progress:
-    """Train from `progress.step` to the plan's last step.
+    """Train from `progress.step` to `until`.
 
     Args:
         model: prepared by `accelerator`; called as `model(images, sample_seeds=...)`.
@@ -74,17 +82,19 @@ def fit(
         evaluate: scores the val split on all processes; None without one.
         run_dir: where metrics, timing and checkpoints go.
         console: what the person sees.
-        progress: where a resumed run stands; None starts at step 0.
+        progress: where the run stands; None starts at step 0.
+        until: steps done at which to stop, the end of a stage; None goes on to the plan's last step.
 
     Returns:
-        Where the run stands at its end.
+        Where the run stands then.
 
     Raises:
         WorkError: a loss or gradient is not finite (the checkpoints before it are whole), or the disk is full.
     """
     loop = _Loop(model, optimizer, accelerator, plan, options, evaluate, run_dir, console, progress or Progress())
+    last = plan.num_steps if until is None else until
     with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar:
-        loop.run(batches, bar)
+        loop.run(batches, bar, last)
     return loop.at
 
 
@@ -108,11 +118,12 @@ class _Loop:
         self.metrics = Journal(self.run_dir / "metrics.jsonl", enabled=is_main)
         self.timing = Journal(self.run_dir / "timing.jsonl", enabled=is_main)
         self.saved_at = time.monotonic()
+        self.micro = MicroBatches(self.plan, least=2 if self.options.keep_pairs else 1)
 
-    def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress) -> None:
+    def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress, last: int) -> None:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)  # gradients that a caller left are no part of the first step
-        while self.at.step < self.plan.num_steps:
+        while self.at.step < last:
             started = time.monotonic()
             micro_batches = next(batches)
             waited = time.monotonic() - started
@@ -125,17 +136,15 @@ class _Loop:
 
     def train_step(self, micro_batches: Sequence[TrainBatch]) -> tuple[float, float]:
         """Do one optimizer step; return the global batch's mean loss and the norm of its gradient."""
-        step, world = self.at.step, self.accelerator.num_processes
-        # Element dropout is the one draw from torch's generator; it repeats at a fixed number of processes.
-        torch.manual_seed(derive_seed(self.plan.seed, "dropout", step, self.accelerator.process_index))
-        set_lr(self.optimizer, self.plan.lr_at(step))
-        loss_sum = torch.zeros((), device=self.accelerator.device)
-        for number, batch in enumerate(micro_batches, start=1):
-            is_last = number == len(micro_batches)
-            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                loss = self.loss(batch)
-                self.accelerator.backward(loss * (world / self.plan.global_batch_size))
-            loss_sum += loss.detach()
+        world = self.accelerator.num_processes
+        set_lr(self.optimizer, self.plan.lr_at(self.at.step))
+        loss_sum = self.micro.run(
+            lambda size, synchronised: self.gradients(cut(micro_batches, size), synchronised=synchronised),
+            accelerator=self.accelerator,
+            run_dir=self.run_dir,
+            forget=lambda: self.optimizer.zero_grad(set_to_none=True),
+            tell=self.tell_halved,
+        )
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.options.max_grad_norm or math.inf  # an infinite limit measures and changes nothing
         grad_norm = self.accelerator.clip_grad_norm_(parameters, limit)
@@ -145,6 +154,29 @@ class _Loop:
         mean_loss /= self.plan.global_batch_size
         self.update(mean_loss, norm, micro_batches)
         return mean_loss, norm
+
+    def gradients(self, micro_batches: Sequence[TrainBatch], *, synchronised: bool) -> Tensor:
+        """Add up the gradients of a step, over the processes too if synchronised; return this one's summed loss."""
+        # Element dropout is the one draw from torch's generator; it repeats at a fixed number of processes.
+        torch.manual_seed(derive_seed(self.plan.seed, "dropout", self.at.step, self.accelerator.process_index))
+        scale = self.accelerator.num_processes / self.plan.global_batch_size
+        loss_sum = torch.zeros((), device=self.accelerator.device)
+        for number, batch in enumerate(micro_batches, start=1):
+            is_last = synchronised and number == len(micro_batches)
+            with nullcontext() if is_last else self.accelerator.no_sync(self.model):
+                loss = self.loss(batch)
+                self.accelerator.backward(loss * scale)
+            loss_sum += loss.detach()
+        return loss_sum
+
+    def tell_halved(self, too_large: int) -> None:
+        """Say that micro-batches of `too_large` pictures did not fit."""
+        step, size = self.at.step + 1, self.micro.size
+        self.timing.write({"step": step, "out_of_memory": too_large, "per_device_batch_size": size})
+        self.console.say(
+            f"step {step}: out of memory with {too_large} pictures at once; the step starts over with {size}, the "
+            "global batch stays"
+        )
 
     def loss(self, batch: TrainBatch) -> Tensor:
         """Return the summed training loss of one micro-batch."""

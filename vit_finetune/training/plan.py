@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.training.stages import Stage
 
 # Pictures that one process takes at once where the recipe says auto: what keeps the processor busy without
-# holding more activations than needed. A CPU gains nothing from more; a small GPU holds a ViT-B with this.
-_AUTO_BATCH = {"cpu": 16, "cuda": 64, "mps": 32}
+# holding more activations than needed. A CPU gains nothing from more. On CUDA the largest number that fits is found.
+_AUTO_BATCH = {"cpu": 16, "mps": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,9 @@ class TrainPlan:
         num_processes: processes that share a step.
         mixed_precision: no, bf16 or fp16.
         seed: of the run.
+        stages: what trains from which step on.
+        probe_steps: of lp_ft, steps of its first stage; 0 without one.
+        probe_lr: peak learning rate of those; None takes `lr`.
     """
 
     num_train: int
@@ -54,21 +58,29 @@ class TrainPlan:
     num_processes: int
     mixed_precision: str
     seed: int
+    stages: tuple[Stage, ...] = (Stage(),)
+    probe_steps: int = 0
+    probe_lr: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse a warm-up that does not fit.
 
         Raises:
-            RequestError: the warm-up is longer than the run.
+            RequestError: the warm-up is longer than the run, or than what a linear probe leaves of it.
         """
-        if self.warmup_steps > self.num_steps:
+        left = self.num_steps - self.probe_steps
+        if self.warmup_steps > left:
+            what = f"the run of {left}" if not self.probe_steps else f"the {left} steps that the linear probe leaves"
             raise RequestError(
-                f"the warm-up of {self.warmup_steps} steps is longer than the run of {self.num_steps}; "
+                f"the warm-up of {self.warmup_steps} steps is longer than {what}; "
                 "lower schedule.warmup_steps or schedule.warmup_epochs, or train for longer"
             )
 
     def lr_at(self, step: int) -> float:
         """Return the learning rate of the update that comes after `step` done steps.
+
+        The linear probe of lp_ft and the fine-tuning after it have a schedule each, the probe's without a warm-up;
+        gradual has one for the whole run, which parts join where it stands.
 
         Args:
             step: steps done, from 0.
@@ -77,14 +89,36 @@ class TrainPlan:
             The peak rate x (step + 1) / warmup_steps while warming up, then the schedule;
             cosine and linear reach 0 at `num_steps`.
         """
+        if step < self.probe_steps:
+            return self.peak_lr_at(step) * self._decay(step / self.probe_steps)
+        step, last = step - self.probe_steps, self.num_steps - self.probe_steps
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
+        return self.lr * self._decay((step - self.warmup_steps) / max(1, last - self.warmup_steps))
+
+    def peak_lr_at(self, step: int) -> float:
+        """Return the rate that the schedule at `step` done steps starts from."""
+        return self.probe_lr if step < self.probe_steps and self.probe_lr is not None else self.lr
+
+    def _decay(self, progress: float) -> float:
+        """Return what the schedule leaves of the peak rate, at a progress between 0 and 1."""
         if self.schedule == "constant":
-            return self.lr
-        progress = (step - self.warmup_steps) / max(1, self.num_steps - self.warmup_steps)
-        if self.schedule == "linear":
-            return self.lr * (1 - progress)
-        return self.lr * 0.5 * (1 + math.cos(math.pi * progress))
+            return 1.0
+        return 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+
+    @property
+    def probe_end(self) -> int:
+        """Steps done when the head alone has trained and more begins to; 0 for a run of one stage."""
+        return self.stages[1].first_step if len(self.stages) > 1 else 0
+
+    def stage_at(self, step: int) -> Stage:
+        """Return the stage of the update that comes after `step` done steps; after the last step, the last stage."""
+        return [stage for stage in self.stages if stage.first_step <= step][-1]
+
+    def end_of(self, stage: Stage) -> int:
+        """Return the steps done when a stage is over."""
+        later = [other.first_step for other in self.stages if other.first_step > stage.first_step]
+        return min(later, default=self.num_steps)
 
     def evaluates_at(self, step: int) -> bool:
         """Say whether the val split is scored after `step` done steps; the last step always is."""
@@ -100,7 +134,7 @@ class TrainPlan:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the numbers as plain JSON values."""
-        return asdict(self)
+        return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
 
 
 def steps_in(epochs: float, *, num_train: int, global_batch_size: int, least: int = 1) -> int:
@@ -126,7 +160,7 @@ def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int
         device_kind: cpu, cuda or mps.
 
     Returns:
-        The number; the rest of a process's share is accumulated.
+        The number, for "auto" the largest to try; the rest of a process's share is accumulated.
 
     Raises:
         RequestError: a process would have no picture, or fewer than it is told to take at once.
@@ -138,7 +172,7 @@ def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int
         )
     share = math.ceil(global_batch_size / num_processes)
     if isinstance(wanted, str):
-        return min(share, _AUTO_BATCH[device_kind])
+        return min(share, _AUTO_BATCH.get(device_kind, share))
     if wanted > share:
         raise RequestError(
             f"train.per_device_batch_size is {wanted}, but each of {num_processes} processes gets {share} pictures of "

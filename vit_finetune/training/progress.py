@@ -28,6 +28,7 @@ class FitOptions:
         every_minutes: save, too, after so many minutes, or None.
         log_every_steps: training rows are written every so many steps.
         settings: plain values stored with each checkpoint and compared at resume.
+        keep_pairs: neighbours 2i and 2i + 1 of a batch are never parted, as mixing needs it.
         name_sample: a name for the training picture of an index, for messages.
     """
 
@@ -38,4 +39,5 @@ class FitOptions:
     every_minutes: float | None
     log_every_steps: int
     settings: Mapping[str, object]
+    keep_pairs: bool = False
     name_sample: Callable[[int], str]

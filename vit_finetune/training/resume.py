@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,19 +55,26 @@ def check_run_folder(run_dir: Path, config: Mapping[str, Any], *, resume: bool, 
         return False
     if not resume:
         raise RequestError(f"{run_dir} holds a run already; give --resume to go on, --overwrite, or another run.dir")
-    differences = list(_differences(yaml.safe_load(saved.read_text(encoding="utf-8")), config))
+    differences = list(config_differences(yaml.safe_load(saved.read_text(encoding="utf-8")), config))
     if differences:
         listed = "; ".join(differences)
         raise RequestError(f"{run_dir} was started with another configuration: {listed}; resume with its own {saved}")
     return True
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield a line for each key whose value differs and that changes what a run computes.
+
+    Args:
+        old: a configuration as plain values.
+        new: another.
+        prefix: of the keys' names.
+    """
     for key in sorted({*old, *new}):
         path = prefix + key
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            yield from _differences(before, after, path + ".")
+            yield from config_differences(before, after, path + ".")
         elif before != after and not path.startswith(_HARMLESS):
             yield f"{path} was {before!r}, now {after!r}"
 
@@ -85,8 +93,28 @@ def new_run_folder(run_dir: Path) -> Iterator[Path]:
         yield folder
 
 
+@dataclass(frozen=True)
+class Found:
+    """The newest whole checkpoint of a run.
+
+    Attributes:
+        step: its step, or None where there is none.
+        notes: a line for each damaged one that was passed over.
+    """
+
+    step: int | None
+    notes: tuple[str, ...]
+
+
+def find_checkpoint(run_dir: Path) -> Found:
+    """Find the newest checkpoint of a run whose hashes agree."""
+    step, notes = store.newest_whole(run_dir / "checkpoints")
+    return Found(step, tuple(notes))
+
+
 def restore(
     run_dir: Path,
+    found: Found,
     *,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
@@ -96,12 +124,13 @@ def restore(
     metric: str,
     keep_threads: bool,
 ) -> Progress:
-    """Put the newest whole checkpoint back and cut the journals to its step.
+    """Put a checkpoint back and cut the journals to its step.
 
     Args:
         run_dir: the run's folder.
+        found: of `find_checkpoint`.
         model: the bare network.
-        optimizer: prepared.
+        optimizer: prepared, over the parameters that train after the checkpoint's step.
         accelerator: of the run.
         console: told what was used and what was passed over.
         settings: what a checkpoint's own `settings` must equal.
@@ -114,9 +143,8 @@ def restore(
     Raises:
         RequestError: the checkpoint belongs to other data.
     """
-    root = run_dir / "checkpoints"
-    step, notes = store.newest_whole(root)
-    console.say(*notes)
+    step = found.step
+    console.say(*found.notes)
     journals = [
         Journal(run_dir / name, enabled=accelerator.is_main_process) for name in ("metrics.jsonl", "timing.jsonl")
     ]
@@ -125,7 +153,7 @@ def restore(
             journal.cut(0)
         console.say("resume: no whole checkpoint yet, starting from step 0")
         return Progress()
-    loaded = store.load_checkpoint(root, step, verify=False)  # newest_whole has just read every byte
+    loaded = store.load_checkpoint(run_dir / "checkpoints", step, verify=False)  # every byte has just been read
     state = loaded.state
     for key, value in settings.items():
         if state.get(key) != value:
@@ -138,7 +166,9 @@ def restore(
         accelerator.scaler.load_state_dict(state["scaler"])
     _restore_threads(state, accelerator, console, keep_threads=keep_threads)
     console.say(f"resume: going on after step {step}")
-    best_step, best_value = _best(root, step, state, console, scored=_val_score(journals[0], step, metric))
+    best_step, best_value = _best(
+        run_dir / "checkpoints", step, state, console, scored=_val_score(journals[0], step, metric)
+    )
     return Progress(step, best_step, best_value, state["skipped_in_a_row"])
 
 

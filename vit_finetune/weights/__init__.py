@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vit_finetune.weights.averaging import average_state_dicts, interpolate_state_dicts
 from vit_finetune.weights.conversion_report import ConversionReport
 from vit_finetune.weights.convert import convert_state_dict
 from vit_finetune.weights.convert_checkpoint import convert_checkpoint
@@ -18,6 +19,7 @@ __all__ = [
     "Difference",
     "Inspection",
     "LoadReport",
+    "average_state_dicts",
     "convert_checkpoint",
     "convert_state_dict",
     "detect_format",
@@ -25,6 +27,7 @@ __all__ = [
     "embedded_metadata",
     "from_pretrained",
     "inspect_checkpoint",
+    "interpolate_state_dicts",
     "load_pretrained",
     "own_memory",
     "read_embedded",

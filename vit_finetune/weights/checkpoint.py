@@ -6,12 +6,14 @@ about itself. Nothing is guessed here; what a source doesn't say is None or empt
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.weights.way_back import Earlier
 
@@ -43,3 +45,16 @@ class Checkpoint:
     dropped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     earlier: Earlier | None = None
+
+
+@contextmanager
+def naming(checkpoint: Checkpoint) -> Iterator[None]:
+    """Name a source in whatever is wrong with its tensors.
+
+    Args:
+        checkpoint: the source.
+    """
+    try:
+        yield
+    except RequestError as error:
+        raise type(error)(f"{checkpoint.description}: {error}") from error

@@ -16,12 +16,12 @@ from torch import Tensor
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.common.preprocess import PreprocessSpec
-from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.checkpoint import Checkpoint, naming
 from vit_finetune.weights.conversion_report import ConversionReport, TensorRow
 from vit_finetune.weights.convert import Changes, Conversion, plan_conversion
 from vit_finetune.weights.hints import Hints
 from vit_finetune.weights.lazy import Lazy
-from vit_finetune.weights.load import naming, preprocess_for
+from vit_finetune.weights.load import preprocess_for
 from vit_finetune.weights.resample import POS_EMBED_METHODS
 from vit_finetune.weights.sources import read_source
 from vit_finetune.weights.target_folder import describe

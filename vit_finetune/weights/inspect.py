@@ -5,6 +5,7 @@ Shapes and names are enough for almost everything; the values are read once, for
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from vit_finetune.weights.folder import read_path, weights_in
 from vit_finetune.weights.formats import detect_format
 from vit_finetune.weights.network import traceless
 from vit_finetune.weights.readers import read_json, split_part
+from vit_finetune.weights.readout_folder import is_readout_folder, read_readout_folder
 
 # What shapes and names tell of a network: first its size, then its parts.
 _SIZES = ("embed_dim", "depth", "patch_size")
@@ -117,6 +119,8 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
         RequestError: nothing is there, or it is no weight file.
     """
     path = Path(path).expanduser()
+    if is_readout_folder(path):
+        return _inspect_readout(path)
     checkpoint = read_path(path)
     files = _weight_files(path)
     layout, converted, notes = _our_names(checkpoint)
@@ -143,6 +147,30 @@ def inspect_checkpoint(path: str | Path) -> Inspection:
         num_bytes=sum(file.stat().st_size for file in files),
         sha256={file.name: sha256_file(file) for file in files},
         notes=(*checkpoint.notes, *notes, *more),
+    )
+
+
+def _inspect_readout(path: Path) -> Inspection:
+    """Look at a folder of ours with a readout on a backbone."""
+    model, report = read_readout_folder(path)
+    tensors, weights = model.state_dict(), weights_in(path)
+    dtypes = Counter(str(tensor.dtype).removeprefix("torch.") for tensor in tensors.values())
+    return Inspection(
+        path=str(path),
+        format="vit_finetune readout",
+        architecture=model.name,
+        closest=(),
+        num_tokens=model.config.num_tokens,
+        grid=model.config.grid_size,
+        num_classes=model.num_classes,
+        class_names=report.class_names,
+        preprocess=report.preprocess,
+        dtypes=dict(dtypes),
+        num_parameters=sum(tensor.numel() for tensor in tensors.values()),
+        num_tensors=len(tensors),
+        num_bytes=weights.stat().st_size,
+        sha256={weights.name: sha256_file(weights)},
+        notes=report.notes,
     )
 
 

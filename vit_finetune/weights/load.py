@@ -7,8 +7,7 @@ differences that a caller may ask for are named in `adapt.py`, all else is an er
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,9 @@ from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.variants import build_model, variant_config
 from vit_finetune.weights.adapt import HEAD_CHOICES, HEAD_PARTS, Fitted, HeadChoice, fit_tensors
 from vit_finetune.weights.architecture import names_of, reconciled, source_config, stated_config, stated_grid
-from vit_finetune.weights.checkpoint import Checkpoint
+from vit_finetune.weights.checkpoint import Checkpoint, naming
 from vit_finetune.weights.conversion import Converted, converted_from
+from vit_finetune.weights.readout_folder import is_readout_folder, read_readout_folder
 from vit_finetune.weights.report import LoadReport
 from vit_finetune.weights.resample import POS_EMBED_METHODS
 from vit_finetune.weights.sources import read_source
@@ -105,6 +105,8 @@ def from_pretrained(
         RequestError: the source can't be read, doesn't tell its architecture, or doesn't fit it.
     """
     _check_choices("drop", pos_embed)
+    if isinstance(source, (str, Path)) and is_readout_folder(source):
+        return _from_readout_folder(source, num_classes=num_classes, head_init=head_init, overrides=overrides)
     checkpoint = read_source(source)
     with naming(checkpoint):
         named = variant_config(name) if name else stated_config(checkpoint)
@@ -124,10 +126,8 @@ def from_pretrained(
             pos_embed=pos_embed,
             grid=grid or stated_grid(checkpoint, converted.tensors),
         )
-    if isinstance(source, Mapping):
-        # The caller's tensors stay the caller's: training must not write into them.
-        fitted.tensors = {key: tensor.detach().clone() for key, tensor in fitted.tensors.items()}
-    notes = [*remarks, *_put_into(model, fitted, assign=True)]
+    # A caller's tensors stay the caller's: training must not write into them.
+    notes = [*remarks, *_put_into(model, fitted, assign=True, copy=isinstance(source, Mapping))]
     if num_classes:
         replace_head(model, num_classes, init=head_init)
         fitted.newly_initialized += [key for key in model.state_dict() if key.startswith(HEAD_PARTS)]
@@ -140,6 +140,25 @@ def _known_of(checkpoint: Checkpoint, known: Mapping[str, Any], *, wants_head: b
     if any("pos" in key for key in checkpoint.tensors):
         fields.pop("img_size", None)  # that of the file, whose positions know it; formulas are made for the new one
     return fields if wants_head else {**fields, "num_classes": 0}  # a new head: the file's isn't wanted
+
+
+def _from_readout_folder(
+    source: str | Path, *, num_classes: int | None, head_init: HeadInit, overrides: Mapping[str, Any]
+) -> tuple[Backbone, LoadReport]:
+    """Open a folder of ours: as it is, or its backbone under a new head."""
+    model, report = read_readout_folder(source)
+    if num_classes is None:
+        if overrides:
+            raise RequestError(f"{source} holds a fitted readout, which fits its network only; drop {list(overrides)}")
+        return model, report
+    tensors = {name: tensor.clone() for name, tensor in model.backbone.state_dict().items()}
+    stated = model.backbone.config.to_mapping()
+    given = {key: value for key, value in stated.items() if key not in ("num_classes", "img_size", "weight_init")}
+    backbone, new = from_pretrained(
+        tensors, name=model.name, num_classes=num_classes, head_init=head_init, **{**given, **overrides}
+    )
+    dropped = {name: "the readout: a new head was asked for" for name in report.loaded if name.startswith("readout.")}
+    return backbone, replace(new, dropped={**new.dropped, **dropped}, source=str(source), preprocess=report.preprocess)
 
 
 def own_memory(model: torch.nn.Module) -> None:
@@ -162,19 +181,6 @@ def _check_choices(head: str, pos_embed: str) -> None:
             raise RequestError(f"{option}={word!r} is none of {', '.join(allowed)}{did_you_mean(str(word), allowed)}")
 
 
-@contextmanager
-def naming(checkpoint: Checkpoint) -> Iterator[None]:
-    """Name a source in whatever is wrong with its tensors.
-
-    Args:
-        checkpoint: the source.
-    """
-    try:
-        yield
-    except RequestError as error:
-        raise type(error)(f"{checkpoint.description}: {error}") from error
-
-
 def _empty_model(config: NetworkConfig, name: str | None) -> Backbone:
     """Build a network of shapes alone: initialising a ViT-L would cost 7 s, and every value is replaced anyway."""
     with torch.device("meta"):
@@ -194,7 +200,7 @@ def _size_head(model: Backbone, tensors: Mapping[str, Tensor], pos_embed: str, g
     replace_head(model, int(head.shape[0]))
 
 
-def _put_into(model: Backbone, fitted: Fitted, *, assign: bool) -> list[str]:
+def _put_into(model: Backbone, fitted: Fitted, *, assign: bool, copy: bool = False) -> list[str]:
     """Load the fitted tensors strictly.
 
     Returns:
@@ -208,7 +214,7 @@ def _put_into(model: Backbone, fitted: Fitted, *, assign: bool) -> list[str]:
         for key, tensor in values.items():
             value = tensor.to(target[key].dtype).contiguous()
             # Two names of one stored tensor become two parameters, which must not train as one.
-            values[key] = value.clone() if value.data_ptr() in taken else value
+            values[key] = value.detach().clone() if copy or value.data_ptr() in taken else value
             taken.add(value.data_ptr())
     model.load_state_dict(values, strict=True, assign=assign)
     left = [key for key, tensor in itertools.chain(model.named_parameters(), model.named_buffers()) if tensor.is_meta]

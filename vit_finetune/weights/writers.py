@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import write_json
+from vit_finetune.common.sizes import parse_size
 from vit_finetune.weights.lazy import Lazy
 from vit_finetune.weights.network import refuse_not_finite
 
@@ -39,7 +40,6 @@ _SAFETENSORS_NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 def write_tensors(
@@ -175,12 +175,7 @@ def _size(lazy: Lazy) -> int:
 
 
 def _bytes(size: str | None) -> int | None:
-    if size is None:
-        return None
-    number, unit = size[:-2].strip(), size[-2:].upper()
-    if unit not in _UNITS or not number.isdecimal() or int(number) < 1:
-        raise RequestError(f"max_shard_size={size!r} is no size; write a whole number and KB, MB or GB, such as 5GB")
-    return int(number) * _UNITS[unit]
+    return None if size is None else parse_size(size, "max_shard_size")
 
 
 def _shards(tensors: Mapping[str, Lazy], limit: int | None) -> Sequence[list[str]]:

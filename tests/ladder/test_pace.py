@@ -1,0 +1,39 @@
+"""What a probe of a few steps tells about the machine, and that the probe sees all of train and a little of val."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from run_helpers import make_pictures
+
+from vit_finetune.data import load_splits
+from vit_finetune.ladder.pace import Pace, pilot_splits, read_pilot
+
+
+def test_read_pilot__splits_a_run_into_its_parts(tmp_path: Path) -> None:
+    """Of 12 s: steps count as their median without the first; scoring counts twice; the rest is overhead."""
+    rows = [{"step": number, "seconds": value} for number, value in enumerate((5.0, 1.0, 2.0, 1.0), start=1)]
+    rows.append({"step": 4, "evaluation_seconds": 0.5})
+    (tmp_path / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pace = read_pilot(tmp_path, seconds=12.0, num_val=10)
+    assert pace == Pace(overhead=2.0, forward=0.05, step=1.0)
+
+
+def test_pilot_splits__all_of_train_some_of_val(tmp_path: Path) -> None:
+    """Steps are measured on all training pictures; of val at most 32 are scored, and test is not there."""
+    make_pictures(tmp_path / "many", train=3, val=20)
+    splits = load_splits(root=tmp_path / "many")
+    few = pilot_splits(splits)
+    assert few.val is not None
+    assert (len(few.train), len(few.val), few.test) == (9, 32, None)
+    assert splits.val is not None
+    assert [few.val.name(index) for index in range(32)] == [splits.val.name(index) for index in range(32)]
+
+
+def test_pace__seconds_add_up() -> None:
+    """A training run is its overhead, its steps and its scoring, with 15 % kept back; so is scoring alone."""
+    pace = Pace(overhead=2.0, forward=0.1, step=1.5)
+    assert pace.training(10, pictures_per_step=8, num_scored=20) == pytest.approx(1.15 * (2 + 15 + 2))
+    assert pace.scoring(20) == pytest.approx(1.15 * (2 + 2))

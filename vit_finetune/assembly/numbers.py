@@ -1,0 +1,90 @@
+"""Every number of a run that follows from its configuration, its pictures and its processes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.common.sizes import parse_size
+from vit_finetune.config import Config
+from vit_finetune.data import Splits
+from vit_finetune.models import Backbone
+from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
+from vit_finetune.training.memory import find_micro_batch
+from vit_finetune.training.micro_batches import remembered_micro_batch, with_micro_batch
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth: int) -> TrainPlan:
+    """Derive every number of the run; `depth` is the network's number of blocks.
+
+    Raises:
+        RequestError: the numbers contradict each other.
+    """
+    if config.evaluation.metric == "top5" and len(splits.class_names) < 5:
+        classes = len(splits.class_names)
+        raise RequestError(f"evaluation.metric top5 says nothing about {classes} classes; use accuracy")
+    if config.train.wise_ft and splits.val is None:
+        raise RequestError("train.wise_ft chooses on val pictures, and there are none; give data.val_split, or drop it")
+    train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
+    clock = {"num_train": count, "global_batch_size": batch}
+    schedule, evaluation = config.schedule, config.evaluation
+    processes, kind = accelerator.num_processes, accelerator.device.type
+    size = micro_batch(train.per_device_batch_size, global_batch_size=batch, num_processes=processes, device_kind=kind)
+    num_steps = train.steps or steps_in(train.epochs or 0, **clock)
+    tuning = config.tuning
+    probe_steps = tuning.probe_steps or (steps_in(tuning.probe_epochs, **clock) if tuning.probe_epochs else 0)
+    return TrainPlan(
+        num_train=count,
+        num_val=0 if splits.val is None else len(splits.val),
+        num_classes=len(splits.class_names),
+        num_steps=num_steps,
+        warmup_steps=schedule.warmup_steps or steps_in(schedule.warmup_epochs or 0, **clock, least=0),
+        schedule=schedule.name,
+        lr=config.optimizer.lr,
+        global_batch_size=batch,
+        per_device_batch_size=size,
+        gradient_accumulation_steps=-(-batch // (processes * size)),
+        evaluate_every=evaluation.every_steps or steps_in(evaluation.every_epochs or 1, **clock),
+        save_every=config.checkpoint.every_steps,
+        num_processes=processes,
+        mixed_precision=accelerator.mixed_precision,
+        seed=config.run.seed,
+        stages=plan_stages(
+            tuning.mode,
+            num_steps=num_steps,
+            depth=depth,
+            num_blocks=tuning.num_blocks,
+            num_stages=tuning.num_stages,
+            probe_steps=probe_steps,
+        ),
+        probe_steps=probe_steps,
+        probe_lr=tuning.probe_lr,
+    )
+
+
+def settle_micro_batch(
+    config: Config, plan: TrainPlan, model: Backbone, accelerator: Accelerator, *, resuming: bool
+) -> TrainPlan:
+    """Return the plan with the micro-batch that plan.json remembers, or the largest that fits where none is given.
+
+    Raises:
+        RequestError: not even one picture fits.
+    """
+    remembered = remembered_micro_batch(Path(config.run.dir)) if resuming else None
+    if remembered is not None:
+        share = -(-plan.global_batch_size // plan.num_processes)
+        return with_micro_batch(plan, min(remembered, share))
+    if config.train.per_device_batch_size != "auto":
+        return plan
+    limit = config.train.max_memory
+    return find_micro_batch(
+        model,
+        plan,
+        accelerator=accelerator,
+        image_size=(model.config.in_chans, *model.config.img_size),
+        max_memory=None if limit is None else parse_size(limit, "train.max_memory"),
+    )

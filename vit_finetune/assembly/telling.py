@@ -1,0 +1,52 @@
+"""What a person is told before a run starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vit_finetune.config import Config
+from vit_finetune.data import Splits
+from vit_finetune.models import Backbone
+from vit_finetune.training import TrainPlan
+from vit_finetune.tuning import Tuned
+from vit_finetune.weights import LoadReport
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return section.key -> value, with lists as text: what trackers take."""
+    return {
+        f"{section}.{key}": value if isinstance(value, (int, float, str, bool)) else json.dumps(value)
+        for section, part in values.items()
+        for key, value in part.items()
+    }
+
+
+def start_screen(
+    config: Config,
+    *,
+    model: Backbone,
+    report: LoadReport,
+    tuned: Tuned,
+    splits: Splits,
+    plan: TrainPlan,
+    place: str,
+) -> list[str]:
+    """Return what a person wants to know before the run starts."""
+    height, width = model.config.img_size
+    sizes = ", ".join(f"{len(pictures):,} {name}" for name, pictures in splits.named())
+    epochs = plan.epoch_at(plan.num_steps)
+    return [
+        f"model    {model.name} at {height}x{width}: {tuned.num_trained:,} parameters trained, "
+        f"{tuned.num_frozen:,} frozen ({config.tuning.mode})",
+        *(f"weights  {line}" for line in report.lines()),
+        f"data     {sizes} pictures, {len(splits.class_names)} classes ({config.train.task}, imbalance: "
+        f"{config.train.imbalance})",
+        *(f"data     {note}" for note in splits.notes),
+        f"plan     {plan.num_steps} steps x {plan.global_batch_size} pictures = {epochs:.2f} epochs, "
+        f"{plan.warmup_steps} steps of warm-up, then {plan.schedule}, peak lr {plan.lr:g}",
+        f"plan     {plan.num_processes} process(es) x {plan.per_device_batch_size} pictures x "
+        f"{plan.gradient_accumulation_steps} accumulated, precision {plan.mixed_precision}, on {place}",
+        f"run      {config.run.dir}",
+    ]

@@ -1,0 +1,9 @@
+"""The command line: thin verbs over the public API. Heavy imports happen inside them.
+
+Verbs are listed in the order in which their modules are imported here.
+"""
+
+from vit_finetune.cli import making, using, weights
+from vit_finetune.cli.app import app, main
+
+__all__ = ["app", "main", "making", "using", "weights"]

@@ -1,0 +1,47 @@
+"""What all verbs share: the application, the way errors are told, and options that several verbs have."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from vit_finetune.common.errors import VitFinetuneError
+
+app = typer.Typer(
+    help="From any pretrained ViT checkpoint to a classifier for your own images.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is already there.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; an accelerator where there is one.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run's folder, a model folder or its safetensors file.")
+]
+
+
+def main() -> None:
+    """Run the command line; errors meant for people are one line on stderr and an exit code."""
+    try:
+        app()
+    except VitFinetuneError as error:
+        from vit_finetune.training.launch import report_failure
+
+        if not report_failure(error):
+            print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except RuntimeError as error:
+        from vit_finetune.training.launch import launched_by_us, lost_a_peer
+
+        if not lost_a_peer(error):
+            raise
+        if not launched_by_us():
+            print("error: stopped, because another process of this run ended", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,119 @@
+"""Verbs that make models, and what there is to start from: train, sweep, recipes."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vit_finetune.cli.app import Overwrite, app
+from vit_finetune.common.errors import RequestError
+
+RecipesAction = StrEnum("RecipesAction", ["LIST", "SHOW", "COPY"])
+
+
+@app.command()
+def train(
+    recipe: Annotated[
+        str, typer.Argument(help="A YAML file, the name of a shipped recipe, a run's folder, or a folder of pictures.")
+    ],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    *,
+    budget: Annotated[str | None, typer.Option(metavar="TIME", help="Time for the whole run: 90s, 10m, 1h30m.")] = None,
+    plan: Annotated[Path | None, typer.Option(help="Repeat the run under a budget that wrote this plan.json.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in run.dir, or start it.")] = False,
+    overwrite: Overwrite = False,
+    num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine that share the run.")] = 1,
+) -> None:
+    """Fine-tune a model as a recipe says.
+
+    A folder of pictures goes with the recipe image_folder into runs/NAME_OF_THE_FOLDER.
+
+    Example: vit-finetune train ./photos --budget 10m
+    """
+    from vit_finetune.config import Config
+    from vit_finetune.recipe import recipe_of_pictures
+
+    recipe, implied = recipe_of_pictures(recipe)
+    overrides = [*implied, *([f"train.budget={budget}"] if budget is not None else []), *(overrides or [])]
+    config = Config.load(recipe, overrides=overrides)
+    if budget is not None and config.train.budget != budget:
+        raise RequestError(f"--budget {budget} and train.steps or train.epochs contradict each other; give one of them")
+    if num_processes > 1:
+        from vit_finetune.training.launch import launch
+
+        flags = ["--resume"] * resume + ["--overwrite"] * overwrite
+        flags += ["--plan", str(plan)] if plan is not None else []
+        code, message = launch(["train", recipe, *overrides, *flags], num_processes=num_processes)
+        if message is not None:
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(code)
+    from vit_finetune.finetune import finetune
+    from vit_finetune.training import leave_processes
+
+    finetune(config, resume=resume, overwrite=overwrite, replay=plan)
+    leave_processes()
+
+
+@app.command()
+def sweep(
+    recipe: Annotated[str, typer.Argument(help="A YAML file or the name of a shipped recipe.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    *,
+    grid: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=[A,B]", help="Run every combination; once a key. augreg: its rates and lengths."),
+    ] = None,
+    search: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=LOW..HIGH", help="Let optuna choose, also from KEY=[A,B].")
+    ] = None,
+    trials: Annotated[int | None, typer.Option(min=1, help="How many runs a search makes.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the sweep in run.dir, or start it.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """Run a recipe with different values; the best by val is scored on the test split once.
+
+    Example: vit-finetune sweep image_folder data.root=./photos --grid optimizer.lr=[0.001,0.003]
+    """
+    from vit_finetune.config import Config
+    from vit_finetune.sweeps import sweep as run_sweep
+    from vit_finetune.sweeps.spaces import read_grid, read_search
+
+    run_sweep(
+        Config.load(recipe, overrides=overrides or []),
+        grid=read_grid(grid or []),
+        search=read_search(search or []),
+        trials=trials,
+        resume=resume,
+        overwrite=overwrite,
+    )
+
+
+@app.command()
+def recipes(
+    action: Annotated[RecipesAction, typer.Argument()] = RecipesAction.LIST,
+    name: Annotated[str, typer.Argument(help="For show and copy: a name that list prints.")] = "",
+    dst: Annotated[Path | None, typer.Argument(metavar="[DEST]", help="For copy: a file or a folder.")] = None,
+    *,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Show a preset with all keys that it inherits.")] = False,
+    overwrite: Overwrite = False,
+) -> None:
+    """List the recipes and scripts that ship with the package, show one, or copy one to edit it.
+
+    Example: vit-finetune recipes copy vit_paper/cifar10 mine.yaml
+    """
+    from vit_finetune import shipped
+
+    if action is RecipesAction.LIST:
+        print("\n".join(shipped.listing()))
+    elif action is RecipesAction.COPY:
+        print(shipped.copy_shipped(name, dst, overwrite=overwrite))
+    elif resolved:
+        from vit_finetune.recipe import read_recipe, write_yaml
+
+        print(write_yaml(read_recipe(shipped.find_shipped(name))), end="")
+    else:
+        print(shipped.find_shipped(name).read_text(encoding="utf-8"), end="")

@@ -1,0 +1,101 @@
+"""How fast this machine is with this network and these pictures, and what a rung will take.
+
+Seconds are measured on a few batches, never assumed: a probe of three training steps is a run like any other, so that
+decoding, optimizer, processes and checkpoints are all in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from vit_finetune.data import ImageSet, Splits
+from vit_finetune.training.journal import Journal
+
+PILOT_STEPS = 4
+_PILOT_PICTURES = 32
+# Steps are not equally long, other work runs on the machine, and a cut rung is worth nothing: this much is kept back.
+SAFETY = 1.15
+# A step costs three forward passes or more. Before steps are measured a forward pass is a high guess, since the first
+# rung's loading is in it, so a step is taken for less: a rung that may fit is measured, not skipped.
+_FORWARDS_PER_STEP = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """Measured seconds.
+
+    Attributes:
+        overhead: of a run beside its steps and its scoring: opening data and weights, writing the model.
+        forward: per picture that is scored.
+        step: per optimizer step of the whole network; None before it was measured.
+    """
+
+    overhead: float
+    forward: float
+    step: float | None = None
+
+    @classmethod
+    def of_first_rung(cls, seconds: float, pictures: int) -> Pace:
+        """Return what the first rung shows, which reads every training and val picture: all of it is taken for that."""
+        return cls(overhead=0.0, forward=seconds / pictures)
+
+    def scoring(self, pictures: int) -> float:
+        """Return the seconds to score so many pictures once, and to write what came out."""
+        return SAFETY * (self.overhead + pictures * self.forward)
+
+    def training(self, num_steps: int, *, pictures_per_step: int, num_scored: int) -> float:
+        """Return the seconds of a training run.
+
+        Args:
+            num_steps: optimizer steps.
+            pictures_per_step: the global batch.
+            num_scored: pictures scored over the whole run.
+        """
+        step = self.step or _FORWARDS_PER_STEP * self.forward * pictures_per_step
+        return SAFETY * (self.overhead + num_steps * step + num_scored * self.forward)
+
+
+def longest(fits: Callable[[int], bool], most: int) -> int:
+    """Return the largest number of steps up to `most` that fits, 0 where not even one does.
+
+    Args:
+        fits: whether so many steps fit; more never fit where fewer do not.
+        most: where to stop.
+    """
+    low, high = 0, most
+    while low < high:
+        middle = math.ceil((low + high) / 2)
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
+
+
+def pilot_splits(splits: Splits) -> Splits:
+    """Return splits with all training pictures and a few to score, for a probe that costs seconds."""
+    if splits.val is None:
+        raise AssertionError("a budget is refused without a val split")
+    count = min(_PILOT_PICTURES, len(splits.val))
+    few = ImageSet(splits.val.store.take(np.arange(count)), splits.val.labels[:count])
+    return Splits(train=splits.train, val=few, test=None, class_names=splits.class_names)
+
+
+def read_pilot(run_dir: Path, *, seconds: float, num_val: int) -> Pace:
+    """Return the pace that a finished probe shows.
+
+    Args:
+        run_dir: of the probe.
+        seconds: that it took as a whole.
+        num_val: pictures that it scored each time: at its last step, and as its result.
+    """
+    rows = Journal(run_dir / "timing.jsonl").rows()
+    steps = [row["seconds"] for row in rows if "seconds" in row]
+    scored = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row]
+    step = median(steps[1:] or steps)  # the first step makes buffers, and is of no other step's length
+    forward = sum(scored) / max(1, num_val * len(scored))
+    overhead = max(0.0, seconds - sum(steps) - 2 * sum(scored))
+    return Pace(overhead=overhead, forward=forward, step=step)

@@ -1,0 +1,95 @@
+"""Labelled pictures of a run or of whatever a person names: the data side of scoring a finished model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vit_finetune.common.errors import RequestError
+from vit_finetune.config import Config, DataConfig
+from vit_finetune.data import ImageSet, Splits, load_folder, load_splits
+
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
+    Data: TypeAlias = str | Path | Mapping[str, Any] | DataConfig | Splits | ImageSet
+
+
+def labelled_pictures(data: Data, split: str | None, class_names: Sequence[str]) -> ImageSet:
+    """Return labelled pictures whose labels index the model's `class_names`.
+
+    Args:
+        data: what `evaluate` takes.
+        split: train, val or test; None takes test if there is one, else val.
+        class_names: K names.
+
+    Raises:
+        RequestError: the pictures have a class that the model does not know, or no such split.
+    """
+    if isinstance(data, ImageSet):
+        return data
+    if isinstance(data, (str, Path)):
+        return load_folder(_split_folder(Path(data), split), class_names)
+    splits = data if isinstance(data, Splits) else open_splits(data)
+    found = dict(splits.named())
+    name = split or ("test" if "test" in found else "val")
+    if name not in found:
+        raise RequestError(f"this data has no split {name!r}; it has {', '.join(found)}")
+    unknown = [label for label in splits.class_names if label not in class_names]
+    if unknown:
+        raise RequestError(f"this data has classes that the model does not know: {', '.join(unknown)}")
+    places = np.array([list(class_names).index(label) for label in splits.class_names], dtype=np.int64)
+    return ImageSet(found[name].store, places[found[name].labels])
+
+
+def _split_folder(root: Path, split: str | None) -> Path:
+    """Return the folder of class folders: below `split`, or where root/train/... shows splits, of test or val."""
+    if split is not None:
+        return root / split
+    if (root / "train").is_dir():
+        return next((root / name for name in ("test", "val") if (root / name).is_dir()), root)
+    return root
+
+
+def run_seed(run_or_model: str | Path) -> int:
+    """Return the seed of a run; 0 for what is no run's folder."""
+    return Config.load(run_or_model).run.seed if (Path(run_or_model) / "config.yaml").is_file() else 0
+
+
+def run_splits(run_dir: str | Path) -> Splits:
+    """Open the pictures of a run, split as the run split them.
+
+    Raises:
+        RequestError: this is no run's folder, or its data is not there any more.
+    """
+    if not (Path(run_dir) / "config.yaml").is_file():
+        raise RequestError(f"{run_dir} is no run that knows its data; give a folder of class folders")
+    config = Config.load(run_dir)
+    return open_splits(config.data, seed=config.run.seed)
+
+
+def open_splits(data: Mapping[str, Any] | DataConfig, *, seed: int = 0) -> Splits:
+    """Open the pictures that a data section of a configuration describes.
+
+    Args:
+        data: the section.
+        seed: decides which pictures are held out where the data has no val split.
+
+    Raises:
+        RequestError: the section or the data is not what it must be.
+    """
+    section = data if isinstance(data, DataConfig) else DataConfig.parse(data)
+    return load_splits(
+        root=section.root,
+        source=section.source,
+        train_split=section.train_split,
+        val_split=section.val_split,
+        test_split=section.test_split,
+        val_fraction=section.val_fraction,
+        image_column=section.image_column,
+        label_column=section.label_column,
+        seed=seed,
+    )
