@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -50,6 +50,7 @@ class Result:
         seconds: wall time from files to the score, cross-validation included.
         chosen: what cross-validation on train/ chose.
         cv_accuracy: what it expected of that choice.
+        guesses: the class index it gives each picture of val/.
     """
 
     method: str
@@ -57,6 +58,7 @@ class Result:
     seconds: float
     chosen: str
     cv_accuracy: float
+    guesses: list[int] = field(repr=False)
 
 
 def raw_pixels(pictures: Sequence[Image.Image], *, size: int) -> NDArray[np.float32]:
@@ -104,10 +106,11 @@ def fit_and_score(
         searches[name] = GridSearchCV(pipeline, {"classifier__C": STRENGTHS}, cv=folds)
         searches[name].fit(features[name][: len(train)], train.labels)
     best = max(searches, key=lambda name: searches[name].best_score_)
-    accuracy = searches[best].score(features[best][len(train) :], val.labels)
+    guesses = searches[best].predict(features[best][len(train) :])
+    accuracy = (guesses == val.labels).mean()
     chosen = f"{best}, C = {searches[best].best_params_['classifier__C']:g}"
     seconds = time.perf_counter() - started
-    return Result(method, float(accuracy), seconds, chosen, float(searches[best].best_score_))
+    return Result(method, float(accuracy), seconds, chosen, float(searches[best].best_score_), guesses.tolist())
 
 
 def measure(train: ImageSet, val: ImageSet, *, img_size: int) -> Iterator[Result]:
