@@ -11,6 +11,7 @@ import numpy as np
 from vit_finetune.common.errors import RequestError
 from vit_finetune.config import Config, DataConfig
 from vit_finetune.data import ImageSet, Splits, load_folder, load_splits
+from vit_finetune.data.labels import renumber
 
 if TYPE_CHECKING:
     from typing import TypeAlias
@@ -42,7 +43,7 @@ def labelled_pictures(data: Data, split: str | None, class_names: Sequence[str])
     if unknown:
         raise RequestError(f"this data has classes that the model does not know: {', '.join(unknown)}")
     places = np.array([list(class_names).index(label) for label in splits.class_names], dtype=np.int64)
-    return ImageSet(found[name].store, places[found[name].labels])
+    return ImageSet(found[name].store, renumber(found[name].labels, places, len(class_names)))
 
 
 def _split_folder(root: Path, split: str | None) -> Path:

@@ -15,6 +15,7 @@ from data_helpers import encode, photo
 
 from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.data import load_splits
+from vit_finetune.data.manifest import write_manifest
 
 
 @pytest.fixture(autouse=True)
@@ -132,9 +133,33 @@ def test_load_splits__asks_where_a_column_is_a_choice(tmp_path: Path) -> None:
         load_splits(source=tmp_path / "blind")
 
 
+SEVERAL = datasets.Sequence(datasets.ClassLabel(names=["cat", "dog", "indoors"]))
+
+
+def test_load_splits__lists_of_classes(tmp_path: Path) -> None:
+    """A column of lists gives rows of zeros and ones; what is held out leaves every class a training picture."""
+    labels = [[0], [1, 2], [], [0, 2], [1], [0, 1, 2], [0], [1], [0], [1]]
+    table(labels, SEVERAL).save_to_disk(str(tmp_path / "saved"))
+    splits = load_splits(source=tmp_path / "saved")
+    assert splits.class_names == ("cat", "dog", "indoors")
+    assert splits.val is not None
+    assert splits.train.is_multilabel
+    assert splits.val.is_multilabel
+    assert splits.train.class_counts(3).min() >= 1
+    for _, images in splits.named():
+        for row in range(len(images)):
+            wanted = labels[int(images.store.key(row).partition("#")[2])]
+            assert images.labels[row].nonzero()[0].tolist() == wanted
+    write_manifest(splits, tmp_path / "manifest.parquet")
+    rows = pq.read_table(tmp_path / "manifest.parquet").to_pylist()
+    assert [row["class_name"] for row in rows if row["name"] == "train#3"] == [["cat", "indoors"]]
+
+
 @pytest.mark.parametrize(
     ("labels", "kind", "message"),
     [
+        ([[0, 0], [1]], SEVERAL, "train#0 has a class twice"),
+        ([[0, -1], [1]], SEVERAL, "train#0 has no class"),
         (["a", None], datasets.Value("string"), "train#1 has no class"),
         ([0, -1], datasets.ClassLabel(names=["a", "b"]), "train#1 has no class"),
         ([0.5, 1.0], datasets.Value("float64"), "classes are strings or integers"),

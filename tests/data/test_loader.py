@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import multiprocessing
 import time
 import traceback
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from data_helpers import picture_set
@@ -31,21 +34,23 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
     return picture_set(tmp_path_factory.mktemp("pictures"), COUNT)
 
 
-def steps(images: ImageSet, **options: int) -> list[list[Batch]]:
+def steps(images: ImageSet, **options: Any) -> list[list[Batch]]:
     """Return training steps, 5 of 6 samples in micro-batches of 4 unless asked otherwise."""
     chosen = {"seed": 3, "global_batch_size": 6, "per_device_batch_size": 4, "start_step": 0, "num_steps": 5, **options}
-    return list(train_batches(images, TRAIN, **chosen))  # type: ignore[arg-type]
+    return list(train_batches(images, TRAIN, **chosen))
+
+
+NAMES = [item.name for item in dataclasses.fields(Batch)]
 
 
 def joined(batches: list[Batch]) -> Batch:
     """Return batches as one."""
-    names = ("images", "labels", "indices", "sample_seeds")
-    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in names))
+    return Batch(*(torch.cat([getattr(batch, name) for batch in batches]) for name in NAMES))
 
 
 def assert_equal(left: Batch, right: Batch) -> None:
     """Check that two batches are equal to the bit."""
-    for name in ("images", "labels", "indices", "sample_seeds"):
+    for name in NAMES:
         assert torch.equal(getattr(left, name), getattr(right, name)), name
 
 
@@ -65,6 +70,7 @@ def test_train_batches__are_what_the_order_says(images: ImageSet) -> None:
         epochs, indices = global_batch(step, seed=3, num_samples=COUNT, global_batch_size=6)
         assert batch.indices.tolist() == indices.tolist()
         assert batch.labels.tolist() == [index % 3 for index in indices]
+        assert batch.positions.tolist() == [0, 1, 2, 3, 4, 5]
         assert batch.sample_seeds.tolist() == [derive_seed(3, "noise", step, int(index)) for index in indices]
         for row, (epoch, index) in enumerate(zip(epochs.tolist(), indices.tolist(), strict=True)):
             expected = apply_seeded(TRAIN, images.load(index), derive_seed(3, "augment", epoch, index))
@@ -93,6 +99,30 @@ def test_train_batches__go_on_at_any_step(images: ImageSet) -> None:
         rest = steps(images, start_step=start, num_steps=5 - start)
         for left, right in zip(rest, whole[start:], strict=True):
             assert_equal(joined(left), joined(right))
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_train_batches__in_pairs_keep_neighbours_together(images: ImageSet, world_size: int) -> None:
+    """Micro-batches hold whole pairs of the global batch, and together they are the single process's batch."""
+    sizes = {"global_batch_size": 10, "per_device_batch_size": 4, "in_pairs": True}
+    ranks = [steps(images, rank=rank, world_size=world_size, **sizes) for rank in range(world_size)]
+    for step, expected in enumerate(steps(images, global_batch_size=10)):
+        batches = [batch for rank in ranks for batch in rank[step]]
+        assert all(batch.positions[0] % 2 == 0 and len(batch) % 2 == 0 for batch in batches)
+        assert_equal(joined(batches), joined(expected))
+
+
+def test_train_batches__balanced(images: ImageSet) -> None:
+    """A skewed split is visited class by class equally often, the same from any step, a repeat in another view."""
+    skewed = ImageSet(images.store, np.array([0] * 9 + [1] * 2))
+    options = {"global_batch_size": 11, "num_steps": 3, "balanced": True}
+    whole = [joined(step) for step in steps(skewed, **options)]
+    assert all(abs(int((batch.labels == 1).sum()) - 5.5) < 1 for batch in whole)
+    again = steps(skewed, **{**options, "start_step": 2, "num_steps": 1})
+    assert_equal(joined(again[0]), whole[2])
+    rows = (whole[0].indices == whole[0].indices[whole[0].labels == 1][0]).nonzero().flatten()
+    assert len(rows) >= 2
+    assert not torch.equal(whole[0].images[rows[0]], whole[0].images[rows[1]])
 
 
 def test_train_batches__workers_change_nothing(images: ImageSet) -> None:
@@ -222,6 +252,20 @@ def test_train_batches__refuses_impossible_sizes(images: ImageSet, options: dict
         train_batches(images, TRAIN, seed=0, start_step=0, num_steps=1, **sizes)
     with pytest.raises(RequestError, match="batch_size is 0"):
         eval_batches(images, EVAL, batch_size=0)
+
+
+@pytest.mark.parametrize("sizes", [(5, 4), (6, 3)])
+def test_train_batches__pairs_need_even_sizes(images: ImageSet, sizes: tuple[int, int]) -> None:
+    """Neighbours cannot stay together in an odd batch."""
+    with pytest.raises(RequestError, match="both must be even where neighbours are mixed"):
+        steps(images, global_batch_size=sizes[0], per_device_batch_size=sizes[1], in_pairs=True)
+
+
+def test_train_batches__balanced_needs_one_class_each(images: ImageSet) -> None:
+    """Pictures with several classes have no balanced order."""
+    several = ImageSet(images.store, np.ones((COUNT, 2), dtype=np.uint8))
+    with pytest.raises(RequestError, match="a balanced order needs one class per picture"):
+        steps(several, balanced=True)
 
 
 def test_batch__moves_to_a_device(images: ImageSet) -> None:

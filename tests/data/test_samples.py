@@ -88,6 +88,17 @@ def test_splits_from__manifest_and_workers():
     assert manifest_hash(splits) != manifest_hash(splits_from([*samples[:5], (photo(9), "b")], val_fraction=0))
 
 
+def test_splits_from__lists_of_classes():
+    """A list of names or indices, an empty one too, is a row of zeros and ones."""
+    samples = [(photo(0), ["cat"]), (photo(1), (1, "cat")), (photo(2), [])]
+    splits = splits_from(samples, class_names=["cat", "dog"], val_fraction=0)
+    assert splits.train.labels.tolist() == [[1, 0], [1, 1], [0, 0]]
+    with pytest.raises(RequestError, match="k_folds needs one class per picture"):
+        k_folds(splits, 2)
+    with pytest.raises(RequestError, match="val and train disagree on whether a picture has one class or a list"):
+        splits_from(samples, val=[(photo(3), "cat")], class_names=["cat", "dog"])
+
+
 @pytest.mark.parametrize(
     ("train", "options", "message"),
     [
@@ -99,7 +110,9 @@ def test_splits_from__manifest_and_workers():
             r"the picture of train\[0\] is a Tensor; give PIL images.*leave the data set",
         ),
         ([(np.zeros((8, 8, 3)), 0)], {}, r"is a float64 array \(8, 8, 3\)"),
-        ([(photo(0), 0.5)], {}, r"train\[0\] has the class 0\.5; give a name or an index"),
+        ([(photo(0), 0.5)], {}, r"train\[0\] has the class 0\.5; give a name, an index, or a list of them"),
+        ([(photo(0), ["a", "a"])], {}, r"train\[0\] has a class twice"),
+        ([(photo(0), [0.5])], {}, "has the class 0.5"),
         ([(photo(0), 2)], {"class_names": ["a", "b"]}, r"train\[0\] has the class 2; the class names are for 0 to 1"),
         ([(photo(0), -1)], {"class_names": ["a", "b"]}, "has the class -1"),
         ([(photo(0), "kautz")], {"class_names": ["kauz", "b"]}, "did you mean 'kauz'"),

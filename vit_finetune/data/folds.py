@@ -55,10 +55,9 @@ def k_folds(
     if len(numbers) < num_folds:
         raise RequestError(f"{len(numbers)} {'pictures' if groups is None else 'groups'} cannot fill {num_folds} folds")
     members = np.array([numbers[group] for group in named], dtype=np.int64)
-    _check_classes(members, pictures.labels, splits.class_names, what="picture" if groups is None else "group")
-    fold_of = deal_groups(
-        members, pictures.labels, num_folds, [derive_seed(seed, "fold", str(name)) for name in numbers]
-    )
+    labels = pictures.single_labels("k_folds")
+    _check_classes(members, labels, splits.class_names, what="picture" if groups is None else "group")
+    fold_of = deal_groups(members, labels, num_folds, [derive_seed(seed, "fold", str(name)) for name in numbers])
     return [_one_fold(splits, fold_of[members] == fold, f"fold {fold + 1} of {num_folds}") for fold in range(num_folds)]
 
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.data.labels import Label
 
 _TABLE_SUFFIXES = {".parquet": "parquet", ".arrow": "arrow"}
 _LABEL_NAMES = ("label", "labels", "class", "class_name", "category", "target")
@@ -78,12 +79,13 @@ class Tables:
     """The splits of a table.
 
     Attributes:
-        parts: train, val, test: the pictures and the class name of each; None where there is no such split.
+        parts: train, val, test: the pictures and the class name of each, or a tuple of names where the column holds
+            lists; None where there is no such split.
         class_names: the class map that the table declares, in its order; None where it declares none.
         notes: for people: which splits were not read.
     """
 
-    parts: tuple[tuple[TableStore, list[str]] | None, ...]
+    parts: tuple[tuple[TableStore, list[Label]] | None, ...]
     class_names: tuple[str, ...] | None
     notes: tuple[str, ...]
 
@@ -114,7 +116,7 @@ def read_tables(
     if len(vals) == 1 and not found:  # one name: it was asked for, and is none of the usual ones
         raise _no_split(source, vals[0], by_split)
     wanted = (train, found[0] if found else None, test)
-    parts: list[tuple[TableStore, list[str]] | None] = []
+    parts: list[tuple[TableStore, list[Label]] | None] = []
     declared: tuple[str, ...] | None = None
     for name in wanted:
         if name is None:
@@ -126,8 +128,8 @@ def read_tables(
         image = _image_column(source, table, image_column)
         label = _label_column(source, table, label_column)
         parts.append((_store(table, image, source, name), _class_names(source, name, table, label)))
-        if name == train and hasattr(table.features[label], "names"):
-            declared = tuple(table.features[label].names)
+        if name == train and _declared(table.features[label]) is not None:
+            declared = tuple(_declared(table.features[label]) or ())
     unread = [name for name in by_split if name not in wanted]
     return Tables(tuple(parts), declared, (f"{source}: not read: {', '.join(unread)}",) if unread else ())
 
@@ -202,7 +204,7 @@ def _label_column(source: str, table: Any, asked: str | None) -> str:
     """Return the column of classes: the one asked for, or the only one that can be."""
     if asked is not None:
         return _existing(source, table, asked)
-    declared = [name for name in table.features if hasattr(table.features[name], "names")]
+    declared = [name for name in table.features if _declared(table.features[name]) is not None]
     usual = [name for name in table.features if name in _LABEL_NAMES]
     return _only(source, table, declared or usual, "classes", "label_column")
 
@@ -226,21 +228,36 @@ def _only(source: str, table: Any, candidates: Sequence[str], what: str, option:
     return candidates[0]
 
 
-def _class_names(source: str, split: str, table: Any, column: str) -> list[str]:
-    """Return the class name of every row; a number is its own name.
+def _declared(feature: Any) -> list[str] | None:
+    """Return the class names that a column declares, of single classes or of lists of them."""
+    names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
+    return names
+
+
+def _class_names(source: str, split: str, table: Any, column: str) -> list[Label]:
+    """Return the class name of every row, or a tuple of names where the column holds lists; a number is its own name.
 
     Raises:
-        RequestError: a row has no class, or the column holds neither classes, strings nor integers.
+        RequestError: a row has no class, or the column holds neither classes, strings nor integers, nor lists of them.
     """
     feature = table.features[column]
-    values = table.with_format(None).select_columns([column])[column][:]
-    names: list[str] | None = getattr(feature, "names", None)
-    for row, value in enumerate(values):
-        if value is None or (names is not None and value < 0):
-            raise RequestError(f"{source}:{split}#{row} has no class in column {column!r}; remove the row or label it")
-        if not isinstance(value, int | str):
+    names = _declared(feature)
+    labels: list[Label] = []
+    for row, value in enumerate(table.with_format(None).select_columns([column])[column][:]):
+        where = f"{source}:{split}#{row}"
+        values = value if isinstance(value, list) else [value]
+        if any(each is None or (names is not None and each < 0) for each in values):
+            raise RequestError(f"{where} has no class in column {column!r}; remove the row or label it")
+        if not all(isinstance(each, int | str) for each in values):
             raise RequestError(f"{source}: column {column!r} holds {feature}; classes are strings or integers")
-    return [names[value] if names is not None else str(value) for value in values]
+        found = tuple(names[each] if names is not None else str(each) for each in values)
+        if len(set(found)) != len(found):
+            raise RequestError(
+                f"{where} has a class twice in column {column!r}: {value}; a list names the classes of a picture, each "
+                "once (for rows of zeros and ones give an ImageSet with labels [N, K] from Python)"
+            )
+        labels.append(found if isinstance(value, list) else found[0])
+    return labels
 
 
 def _no_split(source: str, name: str, known: Mapping[str, Any]) -> RequestError:

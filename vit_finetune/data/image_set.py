@@ -86,24 +86,51 @@ class FileStore:
 
 @dataclass(frozen=True, eq=False)
 class ImageSet:
-    """Pictures and the class index of each.
+    """Pictures and the class index of each, or the classes that each has.
 
     Attributes:
         store: where the pictures lie.
-        labels: [N] int64, index into the class names; -1 where the class is not known.
+        labels: [N] int64, index into the class names, -1 where the class is not known; or, multi-label, [N, K] uint8,
+            1 where the picture has the class, else 0.
     """
 
     store: ImageStore
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.uint8]
 
     def __post_init__(self) -> None:
         """Refuse a wrong number of labels.
 
         Raises:
-            ValueError: there is not exactly one label for each picture.
+            ValueError: there is not exactly one label, or row of zeros and ones, for each picture.
         """
-        if self.labels.shape != (len(self.store),):
+        if self.labels.ndim not in (1, 2) or len(self.labels) != len(self.store):
             raise ValueError(f"labels have the shape {self.labels.shape} for {len(self.store)} pictures")
+        if self.labels.ndim == 2 and not np.isin(self.labels, (0, 1)).all():
+            raise ValueError("labels [N, K] say for each picture and class 1 or 0; found other values")
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Tell whether each picture has any number of classes, not just one."""
+        return self.labels.ndim == 2
+
+    def class_counts(self, num_classes: int) -> NDArray[np.int64]:
+        """Return how many pictures have each class, [num_classes]."""
+        if self.labels.ndim == 2:
+            return np.asarray(self.labels.sum(axis=0, dtype=np.int64))
+        return np.bincount(self.labels, minlength=num_classes)
+
+    def single_labels(self, what: str) -> NDArray[np.int64]:
+        """Return the class of each picture [N], for what needs exactly one.
+
+        Args:
+            what: named in the error.
+
+        Raises:
+            RequestError: pictures have any number of classes.
+        """
+        if self.is_multilabel:
+            raise RequestError(f"{what} needs one class per picture, and these pictures have lists of classes")
+        return self.labels.astype(np.int64, copy=False)
 
     @classmethod
     def from_paths(cls, paths: Iterable[str | Path]) -> ImageSet:

@@ -7,8 +7,9 @@ hold no state, and neither their number nor the number of ranks changes a pixel.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,7 +22,7 @@ from vit_finetune.common.errors import RequestError, VitFinetuneError
 from vit_finetune.common.machine import num_cores
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.data.image_set import ImageSet
-from vit_finetune.data.order import eval_indices, global_batch, rank_part
+from vit_finetune.data.order import balanced_order, eval_indices, global_batch, rank_part
 from vit_finetune.data.transforms import Transform, apply_seeded
 
 _MAX_WORKERS = 8
@@ -33,15 +34,17 @@ class Batch:
 
     Attributes:
         images: [b, C, H, W] float32, normalised.
-        labels: [b] int64, class index; -1 where it is not known.
+        labels: [b] int64, class index, -1 where it is not known; multi-label: [b, K] uint8, 1 for a class it has.
         indices: [b] int64, which samples of the image set.
         sample_seeds: [b] int64, what each sample's noise inside the model is drawn from.
+        positions: [b] int64, the place of each sample in the global batch of the step.
     """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
     sample_seeds: Tensor
+    positions: Tensor
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -71,6 +74,7 @@ class _Request(NamedTuple):
     step: int
     epochs: NDArray[np.int64]
     indices: NDArray[np.int64]
+    start: int  # place of the first in the global batch
     is_last: bool  # of the step, on this rank
 
 
@@ -104,6 +108,7 @@ class _Worker(Dataset[_Result | VitFinetuneError]):
             labels=torch.from_numpy(self.images.labels[request.indices]),
             indices=torch.from_numpy(request.indices),
             sample_seeds=torch.tensor(noise, dtype=torch.int64),
+            positions=torch.arange(request.start, request.start + len(pictures)),
         )
         return _Result(batch, request.is_last)
 
@@ -130,6 +135,8 @@ def train_batches(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
+    balanced: bool = False,
+    in_pairs: bool = False,
 ) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each training step.
 
@@ -145,6 +152,8 @@ def train_batches(
         world_size: how many processes there are.
         num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
         pin_memory: hand over page-locked memory, for faster copies to a GPU.
+        balanced: visit every class equally often (`order.balanced_order`) instead of every sample once an epoch.
+        in_pairs: never part the samples 2i and 2i + 1 of a global batch; both sizes are even.
 
     Yields:
         For each step one or more batches. Their number may differ between ranks.
@@ -152,25 +161,42 @@ def train_batches(
     Raises:
         RequestError: a size is impossible, or a picture cannot be read; the message names it.
     """
-    if per_device_batch_size < 1 or global_batch_size < world_size:
-        raise RequestError(
-            f"global_batch_size {global_batch_size} with per_device_batch_size {per_device_batch_size}: every one of "
-            f"{world_size} processes needs at least one sample per step"
-        )
+    _check_sizes(global_batch_size, per_device_batch_size, world_size, in_pairs=in_pairs)
     if not len(image_set):
         raise RequestError("the training split has no pictures")
+    mine = rank_part(global_batch_size, rank, world_size, in_pairs=in_pairs)
+    order_of = _balanced(image_set, seed) if balanced else None
 
     def requests() -> Iterator[_Request]:
         for step in range(start_step, start_step + num_steps):
             epochs, indices = global_batch(
-                step, seed=seed, num_samples=len(image_set), global_batch_size=global_batch_size
+                step,
+                seed=seed,
+                num_samples=len(image_set),
+                global_batch_size=global_batch_size,
+                order_of=order_of,
             )
-            mine = rank_part(global_batch_size, rank, world_size)
             for start in range(mine.start, mine.stop, per_device_batch_size):
                 stop = min(start + per_device_batch_size, mine.stop)
-                yield _Request(step, epochs[start:stop], indices[start:stop], stop == mine.stop)
+                yield _Request(step, epochs[start:stop], indices[start:stop], start, stop == mine.stop)
 
     return _steps(_run(_Worker(image_set, transform, seed), requests(), num_workers, pin_memory))
+
+
+def _balanced(image_set: ImageSet, seed: int) -> Callable[[int], NDArray[np.int64]]:
+    """Return the balanced order as a function of the epoch."""
+    labels = image_set.single_labels("a balanced order")
+    return lru_cache(maxsize=2)(lambda epoch: balanced_order(seed, epoch, labels))
+
+
+def _check_sizes(global_batch_size: int, per_device_batch_size: int, world_size: int, *, in_pairs: bool) -> None:
+    """Refuse sizes of batches that some process could not take."""
+    sizes = f"global_batch_size {global_batch_size} with per_device_batch_size {per_device_batch_size}"
+    if in_pairs and (global_batch_size % 2 or per_device_batch_size % 2):
+        raise RequestError(f"{sizes}: both must be even where neighbours are mixed")
+    if per_device_batch_size < 1 or global_batch_size < world_size * (1 + in_pairs):
+        needed = "a pair of samples" if in_pairs else "at least one sample"
+        raise RequestError(f"{sizes}: every one of {world_size} processes needs {needed} per step")
 
 
 def eval_batches(
@@ -208,8 +234,9 @@ def eval_batches(
         raise RequestError(f"batch_size is {batch_size}; it must be at least 1")
     indices = np.array(eval_indices(len(image_set), rank, world_size), dtype=np.int64)
     requests = (
-        _Request(0, np.full_like(part, epoch), part, is_last=True)
-        for part in (indices[start : start + batch_size] for start in range(0, len(indices), batch_size))
+        _Request(0, np.full_like(part, epoch), part, start, is_last=True)
+        for start in range(0, len(indices), batch_size)
+        for part in [indices[start : start + batch_size]]
     )
     results = _run(_Worker(image_set, transform, seed), requests, num_workers, pin_memory)
     return (result.batch for result in results)

@@ -24,7 +24,7 @@ from vit_finetune.data.images import check_header
 _NUM_THREADS = 8  # reading waits for disks, and hashing lets go of the interpreter
 _MAX_ERRORS_SHOWN = 5
 _COLUMNS = ("split", "index", "name", "label", "class_name", "num_bytes", "sha256")
-_Entry = tuple[str, int, str, int, str, int, str]
+_Entry = tuple[str, int, str, int | list[int], str | list[str], int, str]
 
 
 def write_manifest(splits: Splits, path: Path) -> str:
@@ -33,7 +33,7 @@ def write_manifest(splits: Splits, path: Path) -> str:
     Args:
         splits: the data set; every file is read once.
         path: the file to write. Columns: split (train, val, test), index (position in the split), name
-            (below the root, or split#row), label, class_name, num_bytes, sha256.
+            (below the root, or split#row), label, class_name (multi-label: lists), num_bytes, sha256.
 
     Returns:
         The same digest as `manifest_hash`; it also stands in the file's metadata as `manifest_hash`.
@@ -116,8 +116,12 @@ def _read_entry(split: str, images: ImageSet, index: int, class_names: tuple[str
         check_header(data, name=images.name(index))
     except RequestError as error:
         return error
-    label = int(images.labels[index])
     digest = hashlib.sha256(data).hexdigest()
+    if images.is_multilabel:
+        labels = images.labels[index].nonzero()[0].tolist()
+        names = [class_names[label] for label in labels]
+        return split, index, images.store.key(index), labels, names, len(data), digest
+    label = int(images.labels[index])
     return split, index, images.store.key(index), label, class_names[label], len(data), digest
 
 

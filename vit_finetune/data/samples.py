@@ -21,6 +21,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.data.image_set import FileStore, Splits
 from vit_finetune.data.images import decode_image
+from vit_finetune.data.labels import Label
 from vit_finetune.data.sources import Part, Parts, hold_out, share_class_map
 
 
@@ -99,7 +100,7 @@ def splits_from(
     Args:
         train: what is trained on: a list, or a data set as torch's, of (picture, class) without transforms of its own;
             a picture is a PIL image, a uint8 array [H, W, 3] or [H, W], a path, or the bytes of a file; a class is a
-            name or an index.
+            name or an index, or, where pictures have any number of classes, a list of these.
         val: what selects the best checkpoint; None holds a share of train out.
         test: what is scored once, at the end.
         class_names: names of the classes in the order of their index; None takes `train.classes` where there is such
@@ -132,21 +133,31 @@ def splits_from(
 def _part(split: str, samples: Samples, class_names: tuple[str, ...] | None) -> Part:
     """Return the pictures of a split with the class name of each."""
     store = SampleStore(samples, split, np.arange(len(samples), dtype=np.int64))
-    return Part(store, [_class_of(samples[index], store.name(index), class_names) for index in range(len(store))])
+    return Part(store, [_classes_of(samples[index], store.name(index), class_names) for index in range(len(store))])
 
 
-def _class_of(sample: Any, name: str, class_names: tuple[str, ...] | None) -> str:
-    """Return the class name of a sample; the picture is looked at on the way."""
+def _classes_of(sample: Any, name: str, class_names: tuple[str, ...] | None) -> Label:
+    """Return the class name of a sample, or its class names; the picture is looked at on the way."""
     if not isinstance(sample, tuple | list) or len(sample) != 2:
         raise RequestError(f"{name} is a {type(sample).__name__}; a sample is (picture, class)")
     picture, label = sample
     if not isinstance(picture, str | Path | bytes):
         _as_image(picture, name)
+    if not isinstance(label, tuple | list):
+        return _class_of(label, name, class_names)
+    found = tuple(_class_of(each, name, class_names) for each in label)
+    if len(set(found)) != len(found):
+        raise RequestError(f"{name} has a class twice: {label!r}; a list names the classes of a picture, each once")
+    return found
+
+
+def _class_of(label: Any, name: str, class_names: tuple[str, ...] | None) -> str:
+    """Return the name of a class that is given by name or by index."""
     if not isinstance(label, str):
         try:
             index = operator.index(label)
         except TypeError:
-            raise RequestError(f"{name} has the class {label!r}; give a name or an index") from None
+            raise RequestError(f"{name} has the class {label!r}; give a name, an index, or a list of them") from None
         if class_names is None:
             return str(index)
         if not 0 <= index < len(class_names):

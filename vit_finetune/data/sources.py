@@ -20,6 +20,7 @@ from vit_finetune.common.seeding import derive_seed
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.data.hub import read_tables
 from vit_finetune.data.image_set import FileStore, ImageSet, ImageStore, Splits
+from vit_finetune.data.labels import Label, classes_in, encode_labels, is_multilabel, strata, whole_classes
 from vit_finetune.data.scan import endings, natural_key, scan_folder
 
 __all__ = ["ImageSet", "Splits", "load_folder", "load_splits"]
@@ -30,10 +31,10 @@ _MAX_NAMES_SHOWN = 10
 
 @dataclass(frozen=True)
 class Part:
-    """The pictures of a split and the class name of each."""
+    """The pictures of a split and the class name, or names, of each."""
 
     store: ImageStore
-    classes: Sequence[str]
+    classes: Sequence[Label]
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def load_folder(root: str | Path, class_names: Sequence[str]) -> ImageSet:
     """
     root = Path(root).expanduser()
     part, _ = _read_classes(root)
-    unknown = sorted(set(part.classes) - set(class_names), key=natural_key)
+    unknown = sorted(classes_in(part.classes) - set(class_names), key=natural_key)
     if unknown:
         raise RequestError(
             f"{root} holds classes that the model does not know: {_listed(unknown)}"
@@ -211,17 +212,16 @@ def _read_classes(root: Path, looked: str | None = None) -> tuple[Part, tuple[st
 def hold_out(parts: Parts, fraction: float, seed: int) -> Parts:
     """Move a share of every class from train to val, chosen by (seed, picture name) alone."""
     store, classes = parts.train.store, parts.train.classes
-    members: dict[str, list[int]] = {}
-    for index, label in enumerate(classes):
-        members.setdefault(label, []).append(index)
+    members = strata(classes)
     in_val = np.zeros(len(store), dtype=bool)
     for indices in members.values():
         count = min(max(int(fraction * len(indices) + 0.5), 1), len(indices) - 1)
         ranked = sorted(indices, key=lambda index: derive_seed(seed, "val", store.key(index)))
         in_val[ranked[:count]] = True
+    in_val[whole_classes(classes, in_val)] = False
     notes = [f"held out {fraction:.0%} of each class for validation: {in_val.sum():,} of {len(store):,} pictures"]
     single = [label for label, indices in members.items() if len(indices) == 1]
-    if single:
+    if single and not is_multilabel(classes):
         notes.append(f"classes with a single picture are not validated: {_listed(single)}")
     if not in_val.any():
         raise RequestError(
@@ -236,14 +236,16 @@ def hold_out(parts: Parts, fraction: float, seed: int) -> Parts:
 
 def share_class_map(parts: Parts) -> Splits:
     """Number the classes of the training split and label every split by them."""
-    trained = set(parts.train.classes)
+    trained = classes_in(parts.train.classes)
     class_names = parts.class_names or tuple(sorted(trained, key=natural_key))
     if len(trained) < 2:
         raise RequestError(
             f"only one class, {_listed(sorted(trained))}; a classifier needs two, one folder or label each"
         )
     for name, part in (("val", parts.val), ("test", parts.test)):
-        unknown = sorted(set(part.classes) - trained, key=natural_key) if part else []
+        if part and is_multilabel(part.classes) != is_multilabel(parts.train.classes):
+            raise RequestError(f"{name} and train disagree on whether a picture has one class or a list of them")
+        unknown = sorted(classes_in(part.classes) - trained, key=natural_key) if part else []
         if unknown:
             raise RequestError(
                 f"classes in {name} that train does not have: {_listed(unknown)}{did_you_mean(unknown[0], trained)}"
@@ -264,8 +266,7 @@ def share_class_map(parts: Parts) -> Splits:
 
 def _labelled(part: Part, class_names: Sequence[str]) -> ImageSet:
     """Return the pictures with class indices for class names."""
-    index_of = {name: index for index, name in enumerate(class_names)}
-    return ImageSet(part.store, np.array([index_of[label] for label in part.classes], dtype=np.int64))
+    return ImageSet(part.store, encode_labels(part.classes, class_names))
 
 
 def _subfolders(root: Path) -> list[str]:

@@ -49,10 +49,8 @@ class ReadoutPlan:
             raise RequestError(f"readout.onnx needs {', '.join(missing)}: pip install 'vit-finetune[onnx]'")
         if train.wise_ft:
             raise RequestError("train.wise_ft is for weights that train, and tuning.mode readout trains none; drop it")
-        if splits.train.labels.ndim != 1:
-            raise RequestError("tuning.mode readout is for one class per picture; train a network for several")
         folds = folds_of(
-            splits.train.labels,
+            splits.train.single_labels("tuning.mode readout"),
             num_folds=section.num_folds,
             how=section.folds,
             seed=config.run.seed,
