@@ -35,6 +35,7 @@ from vit_finetune.common.errors import WorkError
 from vit_finetune.training import Progress, find_checkpoint, restore
 from vit_finetune.training import checkpoint as store
 from vit_finetune.training import loop as loop_module
+from vit_finetune.training.objective import Objective
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +103,11 @@ def test_fit__loss_is_torchs(tmp_path: Path, smoothing: float) -> None:
         logits = tiny_vit()(batch.images)
     expected = nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, batch.labels).item()
     run = Run.start(tmp_path)
-    run.fit(plan_of(num_steps=1, warmup_steps=0), options_of(label_smoothing=smoothing), batches=steps_of(micro=2))
+    run.fit(
+        plan_of(num_steps=1, warmup_steps=0),
+        options_of(objective=Objective(label_smoothing=smoothing)),
+        batches=steps_of(micro=2),
+    )
     assert run.rows()[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -157,12 +162,12 @@ def test_fit__rate_of_every_step_and_group(tmp_path: Path) -> None:
 def test_fit__rows(tmp_path: Path) -> None:
     """metrics.jsonl holds step, epoch and figures, every so many steps and at the last; clocks are in timing.jsonl."""
     run = Run.start(tmp_path)
-    run.fit(plan_of(num_steps=5), options_of(log_every_steps=2), evaluate=scorer(run.model))
+    run.fit(plan_of(num_steps=5), options_of(log_every_steps=2), evaluate=scorer())
     assert [(row["step"], row["epoch"]) for row in run.rows()] == [(2, 0.8), (4, 1.6), (5, 2.0)]
     everywhere = {"step", "epoch", "split", "loss"}
     assert all(row.keys() == everywhere | {"lr", "grad_norm"} for row in run.rows())
     assert [row["step"] for row in run.rows("val")] == [2, 4, 5]
-    assert all(row.keys() == everywhere | {"accuracy", "macro_accuracy"} for row in run.rows("val"))
+    assert all(row.keys() == everywhere | {"accuracy", "macro_accuracy", "macro_f1"} for row in run.rows("val"))
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert {"seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes"} < timing[0].keys()
 
@@ -247,7 +252,7 @@ def test_fit__stops_at_a_val_loss(tmp_path: Path) -> None:
     """A val loss that is not finite stops the run rather than being written as a figure."""
     run = Run.start(tmp_path)
     with pytest.raises(WorkError) as error:
-        run.fit(evaluate=lambda: figures(loss=math.nan, accuracy=0.3))
+        run.fit(evaluate=lambda _: figures(loss=math.nan, accuracy=0.3))
     assert str(error.value) == "the val loss after step 2 is nan; lower optimizer.lr"
     assert run.rows("val") == []
 
@@ -333,18 +338,18 @@ def test_fit__resume_is_bit_identical(tmp_path: Path) -> None:
     """A run stopped after step 3 and resumed from step 2 ends as an undisturbed one, bit for bit, its metrics too."""
     noisy: dict[str, Any] = {"drop_path_rate": 0.3, "proj_drop_rate": 0.2, "patch_drop_rate": 0.25}
     whole = Run.start(tmp_path / "whole", tiny_vit(**noisy))
-    done = whole.fit(evaluate=scorer(whole.model))
+    done = whole.fit(evaluate=scorer())
 
     first = Run.start(tmp_path / "run", tiny_vit(**noisy))
     with pytest.raises(StopIteration):
-        first.fit(batches=itertools.islice(steps_of(), 3), evaluate=scorer(first.model))
+        first.fit(batches=itertools.islice(steps_of(), 3), evaluate=scorer())
     assert [row["step"] for row in first.rows()] == [1, 2, 3]
 
     torch.manual_seed(12345)
     second = Run.start(tmp_path / "run", tiny_vit(seed=1, **noisy))
     progress = restored(second)
     assert progress.step == 2
-    assert second.fit(evaluate=scorer(second.model), progress=progress) == done
+    assert second.fit(evaluate=scorer(), progress=progress) == done
     assert same(copied(second.model), copied(whole.model))
     for name in ("metrics.jsonl", "checkpoints/BEST", "checkpoints/LATEST"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -367,7 +372,7 @@ def test_fit__best_step(tmp_path: Path, metric: str, values: list[float], best: 
     """The best step by the named metric is kept, however few others are; of equal ones it is the earlier."""
     results = iter([figures(**{"accuracy": 0.1, metric: value}) for value in values])
     run = Run.start(tmp_path)
-    done = run.fit(options=options_of(metric=metric, keep_last=1), evaluate=lambda: next(results))
+    done = run.fit(options=options_of(metric=metric, keep_last=1), evaluate=lambda _: next(results))
     assert (done.best_step, done.best_value) == (best, values[best // 2 - 1])
     root = tmp_path / "checkpoints"
     assert store.pointed_step(root, "BEST") == best
@@ -384,7 +389,7 @@ def test_fit__no_val_split(tmp_path: Path) -> None:
 def test_fit__a_new_best_is_saved_between_checkpoints(tmp_path: Path) -> None:
     """A best step is saved although no checkpoint was due."""
     results = iter([figures(accuracy=value) for value in (0.1, 0.9, 0.2)])
-    Run.start(tmp_path).fit(plan_of(save_every=6), evaluate=lambda: next(results))
+    Run.start(tmp_path).fit(plan_of(save_every=6), evaluate=lambda _: next(results))
     assert store.saved_steps(tmp_path / "checkpoints") == [2, 4, 6]
 
 
@@ -401,13 +406,13 @@ def test_fit__best_pointer_catches_up_after_a_kill(tmp_path: Path, monkeypatch: 
     point_to = store.point_to
     monkeypatch.setattr(store, "point_to", killed)
     with pytest.raises(KeyboardInterrupt):
-        run.fit(evaluate=lambda: next(results))
+        run.fit(evaluate=lambda _: next(results))
     monkeypatch.undo()
     root = tmp_path / "checkpoints"
     assert (store.pointed_step(root, "BEST"), store.newest_whole(root)[0]) == (2, 4)
     progress = Progress(4, 4, 0.9, 0)
     plan = plan_of(num_steps=8, save_every=1)
-    done = run.fit(plan, options_of(keep_last=1), evaluate=lambda: figures(accuracy=0.2), progress=progress)
+    done = run.fit(plan, options_of(keep_last=1), evaluate=lambda _: figures(accuracy=0.2), progress=progress)
     assert done.best_step == 4
     assert store.pointed_step(root, "BEST") == 4
     assert store.saved_steps(root) == [4, 8]
@@ -432,12 +437,15 @@ def test_fit__every_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_fit__state_of_a_checkpoint(tmp_path: Path) -> None:
     """state.json holds what a resumed run needs and no generator state: every step seeds itself."""
     run = Run.start(tmp_path)
-    run.fit(plan_of(num_steps=2), evaluate=scorer(run.model))
+    run.fit(plan_of(num_steps=2), evaluate=scorer())
     state = store.load_checkpoint(tmp_path / "checkpoints", 2).state
     assert state == {
         "step": 2,
         "best_step": 2,
         "best_value": run.rows("val")[0]["accuracy"],
+        "best_is_average": False,
+        "num_not_better": 0,
+        "num_averaged": None,
         "skipped_in_a_row": 0,
         "scaler": None,
         "num_processes": 1,

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.evaluation import Blend
 from vit_finetune.models import Backbone
 from vit_finetune.training import TrainPlan
 from vit_finetune.tuning import Tuned
@@ -49,4 +51,18 @@ def start_screen(
         f"plan     {plan.num_processes} process(es) x {plan.per_device_batch_size} pictures x "
         f"{plan.gradient_accumulation_steps} accumulated, precision {plan.mixed_precision}, on {place}",
         f"run      {config.run.dir}",
+    ]
+
+
+def end_screen(
+    run_dir: Path, metrics: Mapping[str, float], *, best_step: int, split: str, blend: Blend | None
+) -> list[str]:
+    """Return what came out and what to type next."""
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    blended = [] if blend is None else [f"wise_ft  alpha {blend.chosen:g} is the best of {len(blend.rows)} on val"]
+    return [
+        *blended,
+        f"done     step {best_step} is the best; {split}: {figures}" if figures else "done",
+        f"model    {run_dir / 'model'}   (timm and transformers open this folder)",
+        f"next     vit-finetune predict {run_dir} PICTURE_OR_FOLDER...",
     ]

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from vit_finetune.config.data import DataConfig
 from vit_finetune.config.model import ModelConfig
 from vit_finetune.config.readout import ReadoutConfig
@@ -46,6 +48,25 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _readouts_train_nothing(self) -> Config:
+        train = self.train
+        acting = {
+            "mixup_alpha": train.mixup_alpha > 0,
+            "cutmix_alpha": train.cutmix_alpha > 0,
+            "ema_decay": train.ema_decay is not None,
+            "early_stopping_patience": train.early_stopping_patience is not None,
+            "imbalance": train.imbalance != "none",
+            "task": train.task != "multiclass",
+        }
+        given = [key for key, acts in acting.items() if acts]
+        if self.tuning.mode == "readout" and given:
+            raise ValueError(
+                f"train.{given[0]} does nothing with tuning.mode readout, which fits a readout of frozen features for "
+                "one class per picture; take it out, or use linear_probe"
+            )
+        return self
 
     @classmethod
     def load(cls, source: Config | Mapping[str, Any] | str | Path, *, overrides: Iterable[str] = ()) -> Config:
