@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
+from evaluation_helpers import Echo, Rows
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
 from vit_finetune.common.errors import WorkError
 from vit_finetune.evaluation import EvalResult, score
 from vit_finetune.evaluation.metrics import ranks
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """A batch whose pictures are the logits that the model below gives back."""
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-
-
-class Echo(nn.Module):
-    """A model whose outputs a test chooses; it notes the mode it was called in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modes: list[bool] = []
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.modes.append(self.training)
-        return images
 
 
 def batches_of(logits: Tensor, labels: Tensor, sizes: Sequence[int], *, order: Tensor | None = None) -> Iterator[Rows]:

@@ -32,9 +32,11 @@ from training_helpers import (
 )
 
 from vit_finetune.common.errors import WorkError
-from vit_finetune.training import Progress, find_checkpoint, restore
+from vit_finetune.training import Progress, Stage, find_checkpoint, restore
 from vit_finetune.training import checkpoint as store
 from vit_finetune.training import loop as loop_module
+from vit_finetune.training.averages import WeightAverage
+from vit_finetune.training.mix import PairMixing
 from vit_finetune.training.objective import Objective
 
 
@@ -320,7 +322,7 @@ def test_fit__a_nan_loss_is_no_matter_of_the_scale(tmp_path: Path, fp16: Callabl
         fp16(tmp_path, 2.0).fit(batches=spoiled(0, 0))
 
 
-def restored(run: Run) -> Progress:
+def restored(run: Run, average: WeightAverage | None = None) -> Progress:
     return restore(
         run.run_dir,
         find_checkpoint(run.run_dir),
@@ -331,6 +333,7 @@ def restored(run: Run) -> Progress:
         settings={"data": "abc"},
         metric="accuracy",
         keep_threads=False,
+        average=average,
     )
 
 
@@ -468,3 +471,95 @@ def test_fit__full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     with pytest.raises(WorkError, match=r"cannot write the checkpoint .*step-00000004.*No space left on device"):
         run.fit()
     assert store.newest_whole(tmp_path / "checkpoints") == (2, [])
+
+
+MIXING = PairMixing(seed=0, mixup_alpha=0.8, cutmix_alpha=1.0, off_step=4)
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_fit__mixing_is_the_same_in_micro_batches(tmp_path: Path, micro: int) -> None:
+    """With Mixup and CutMix, micro-batches of one or two pairs end at the weights of the whole batch, in float64."""
+    ends = []
+    for size in (8, micro):
+        run = Run.start(tmp_path / f"{size}", tiny_vit(dtype=torch.float64, drop_path_rate=0.3))
+        options = options_of(objective=Objective(label_smoothing=0.1, mixing=MIXING))
+        run.fit(options=options, batches=steps_of(micro=size, dtype=torch.float64))
+        ends.append(copied(run.model))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][name], atol=1e-12, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("raw", "averaged", "best", "is_average"),
+    [
+        ([0.5, 0.6, 0.7], [0.4, 0.8, 0.7], 4, True),  # the average of step 4 is the best of all six
+        ([0.5, 0.9, 0.7], [0.9, 0.8, 0.7], 2, True),  # a tie with it later: the earlier stays
+        ([0.5, 0.8, 0.7], [0.4, 0.8, 0.7], 4, False),  # a tie at one step: the weights themselves
+    ],
+)
+def test_fit__the_average_is_scored_beside_the_weights(
+    tmp_path: Path, raw: list[float], averaged: list[float], best: int, is_average: bool
+) -> None:
+    """Both are scored and written, and whichever is better decides; the checkpoint holds both."""
+    run = Run.start(tmp_path)
+    average = WeightAverage(tiny_vit(), 0.9)
+    values = {id(run.model): iter(raw), id(average.model): iter(averaged)}
+    done = run.fit(evaluate=lambda model: figures(accuracy=next(values[id(model)])), average=average)
+    assert (done.best_step, done.best_is_average) == (best, is_average)
+    assert [(row["accuracy"], row["ema_accuracy"]) for row in run.rows("val")] == list(zip(raw, averaged, strict=True))
+    saved = store.load_checkpoint(tmp_path / "checkpoints", best)
+    assert saved.state["best_is_average"] is is_average
+    assert saved.average is not None
+    assert saved.average.keys() == saved.model.keys()
+    (tmp_path / "checkpoints" / store.folder_name(best) / "ema.safetensors").write_bytes(b"")
+    assert "ema.safetensors has another content" in str(store.damage_of_step(tmp_path / "checkpoints", best))
+
+
+def test_fit__the_average_without_val(tmp_path: Path) -> None:
+    """Where nothing selects, the average of the last step is the result, as was asked for."""
+    done = Run.start(tmp_path).fit(average=WeightAverage(tiny_vit(), 0.9))
+    assert (done.best_step, done.best_is_average) == (6, True)
+
+
+def test_fit__patience(tmp_path: Path) -> None:
+    """Two evaluations without a better one end the run, which is saved there and says so; resumed, it stays there."""
+    values = [0.5, 0.7, 0.6, 0.7, 0.9]
+    scores = iter(values)
+    run = Run.start(tmp_path)
+    plan, options = plan_of(num_steps=10, save_every=5), options_of(patience=2)
+    done = run.fit(plan, options, evaluate=lambda _: figures(accuracy=next(scores)))
+    assert (done.step, done.best_step, done.num_not_better) == (8, 4, 2)
+    assert store.pointed_step(tmp_path / "checkpoints", "LATEST") == 8
+    again = Run.start(tmp_path)
+    assert again.fit(plan, options, evaluate=scorer(), progress=restored(again)) == done
+
+
+def test_fit__patience_waits_for_the_last_stage(tmp_path: Path) -> None:
+    """Evaluations before the last stage do not count: a stage that stands still is no reason to miss the next."""
+    scores = iter([0.5, 0.5, 0.5, 0.5, 0.5])
+    plan = plan_of(num_steps=10, stages=(Stage(mode="linear_probe"), Stage(first_step=4)))
+    done = Run.start(tmp_path).fit(plan, options_of(patience=2), evaluate=lambda _: figures(accuracy=next(scores)))
+    assert (done.step, done.num_not_better) == (8, 2)
+
+
+def test_fit__resume_with_mixing_and_average_is_bit_identical(tmp_path: Path) -> None:
+    """A run with Mixup, CutMix and an average, stopped and resumed, ends bit for bit as the undisturbed one."""
+    options = options_of(objective=Objective(mixing=MIXING), patience=5)
+    ends = []
+    for name in ("whole", "run"):
+        run, average = Run.start(tmp_path / name), WeightAverage(tiny_vit(), 0.9)
+        if name == "run":
+            with pytest.raises(StopIteration):
+                run.fit(options=options, batches=itertools.islice(steps_of(), 3), evaluate=scorer(), average=average)
+            run, average = Run.start(tmp_path / name, tiny_vit(seed=1)), WeightAverage(tiny_vit(seed=2), 0.9)
+            progress = restored(run, average)
+            assert progress.step == average.num_updates == 2
+            done = run.fit(options=options, evaluate=scorer(), average=average, progress=progress)
+        else:
+            done = run.fit(options=options, evaluate=scorer(), average=average)
+        ends.append((done, copied(run.model), average.tensors()))
+    assert ends[0][0] == ends[1][0]
+    assert same(ends[0][1], ends[1][1])
+    assert same(ends[0][2], ends[1][2])
+    for name in ("metrics.jsonl", "checkpoints/step-00000006/SHA256SUMS"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
