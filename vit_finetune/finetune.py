@@ -236,7 +236,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True, thresholds=at)
     corrupted = None
     if config.evaluation.corruptions and pictures is not None:
-        corrupted = feeder.score_corrupted(model, pictures)
+        corrupted = feeder.score_corrupted(model, pictures, thresholds=at)
     model = staging.bare().to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, done.step)
 

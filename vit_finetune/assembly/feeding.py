@@ -75,9 +75,15 @@ class Feeder:
         found = self.score(model, self.splits.val, keep_predictions=True)
         return tune_thresholds(found.labels, found.probabilities)
 
-    def score_corrupted(self, model: nn.Module, pictures: ImageSet) -> dict[str, Any]:
+    def score_corrupted(
+        self, model: nn.Module, pictures: ImageSet, *, thresholds: Sequence[float] | None = None
+    ) -> dict[str, Any]:
         """Score every picture under every corruption."""
-        return over_corruptions(lambda corruption: self.score(model, pictures, corruption=corruption).metrics)
+
+        def figures(corruption: Corruption) -> dict[str, float]:
+            return self.score(model, pictures, corruption=corruption, thresholds=thresholds).metrics
+
+        return over_corruptions(figures)
 
     def score(
         self,

@@ -94,4 +94,5 @@ def settle_micro_batch(
         image_size=(model.config.in_chans, *model.config.img_size),
         max_memory=None if limit is None else parse_size(limit, "train.max_memory"),
         least=2 if config.train.mixes else 1,
+        states_per_parameter=2 if config.train.ema_decay is None else 3,
     )

@@ -50,7 +50,7 @@ def find_micro_batch(
         image_size: channels, height and width of a picture.
         max_memory: bytes for this process, or None: all of a GPU, no limit on a CPU.
         least: the fewest pictures there can be at once: 2 where pairs are mixed.
-        states_per_parameter: tensors that the optimizer keeps for each trained one: 2 for Adam.
+        states_per_parameter: tensors kept beside each trained one: 2 for Adam, one more for an average.
 
     Raises:
         RequestError: not even the fewest pictures fit.

@@ -35,7 +35,7 @@ class Progress:
     @classmethod
     def of_state(cls, step: int, state: Mapping[str, Any]) -> Progress:
         """Return what `to_state` gave, at a step."""
-        return cls(step=step, **{name: state[name] for name in cls().to_state()})
+        return cls(step=step, **{name: state.get(name, default) for name, default in cls().to_state().items()})
 
     def to_state(self) -> dict[str, Any]:
         """Return everything but the step as plain values."""
