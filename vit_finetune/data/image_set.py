@@ -6,6 +6,7 @@ Where the pictures lie is the business of an `ImageStore`: `FileStore` here, `Ta
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -49,11 +50,13 @@ class FileStore:
 
     Attributes:
         root: the folder that the names start from.
-        names: paths below `root` with "/".
+        names: paths below `root` with "/", or absolute.
+        digests: the SHA-256 that each file must have, hexadecimal; None: nobody knows.
     """
 
     root: Path
     names: tuple[str, ...]
+    digests: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -71,17 +74,24 @@ class FileStore:
         """Return the bytes of the file.
 
         Raises:
-            RequestError: it cannot be read.
+            RequestError: it cannot be read, or is not the file it must be.
         """
         path = self.root / self.names[index]
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise RequestError(f"cannot read {path}: {error.strerror}; repair or remove it") from error
+        if self.digests is not None and hashlib.sha256(data).hexdigest() != self.digests[index]:
+            raise RequestError(
+                f"{path} is not the picture that the manifest lists (its SHA-256 is another); bring the picture back, "
+                "or open the data where it lies instead of the manifest"
+            )
+        return data
 
     def take(self, indices: NDArray[np.int64]) -> FileStore:
         """Return the store of these pictures alone, in this order."""
-        return FileStore(self.root, tuple(self.names[index] for index in indices))
+        digests = None if self.digests is None else tuple(self.digests[index] for index in indices)
+        return FileStore(self.root, tuple(self.names[index] for index in indices), digests)
 
 
 @dataclass(frozen=True, eq=False)

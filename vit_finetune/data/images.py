@@ -9,6 +9,7 @@ Sources: EXIF 2.32, tag 0x0112 (orientation); Pillow's concepts page for modes.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -61,8 +62,23 @@ def decode_image(source: str | Path | bytes | Image.Image, *, name: str | None =
         raise _unreadable(error, source, name) from error
 
 
-def check_header(data: bytes, *, name: str) -> None:
-    """Check that the bytes of a file begin like a picture; pixels are not decoded.
+@dataclass(frozen=True)
+class Header:
+    """What a picture's file says about it before its pixels are decoded.
+
+    Attributes:
+        width: pixels a row as stored, before EXIF turns it.
+        height: rows as stored.
+        mode: Pillow's word for channels and depth.
+    """
+
+    width: int
+    height: int
+    mode: str
+
+
+def check_header(data: bytes, *, name: str) -> Header:
+    """Check that the bytes of a file begin like a picture, and return what they say; pixels are not decoded.
 
     Args:
         data: the bytes of the file.
@@ -72,7 +88,8 @@ def check_header(data: bytes, *, name: str) -> None:
         RequestError: no picture format is recognised, or it is larger than Pillow's limit.
     """
     try:
-        Image.open(io.BytesIO(data)).close()
+        with Image.open(io.BytesIO(data)) as image:
+            return Header(image.width, image.height, image.mode)
     except Exception as error:  # as in `decode_image`
         raise _unreadable(error, data, name) from error
 
