@@ -20,8 +20,9 @@ class DataConfig(Section):
     paths: where these start."""
     source: str | None = None
     """Instead of root: a file that lists pictures (.csv, .tsv, .jsonl, .parquet; a run's manifest.parquet gives that
-    run's exact splits), a data set name on the Hub, a saved data set, or parquet/arrow with the pictures inside;
-    `python` stands in the configuration of a run that got its pictures from Python."""
+    run's exact splits), WebDataset shards (a folder or pattern of .tar), a data set name on the Hub, a saved data set,
+    or parquet/arrow with the pictures inside; `python` stands in the configuration of a run that got its pictures from
+    Python."""
     train_split: str = "train"
     """Name of the split to train on."""
     val_split: str | None = "val"

@@ -21,6 +21,7 @@ from vit_finetune.data.image_set import FileStore, ImageSet, Splits
 from vit_finetune.data.labels import classes_in
 from vit_finetune.data.parts import Part, Parts
 from vit_finetune.data.scan import endings, natural_key, scan_folder
+from vit_finetune.data.shards import names_shards, read_shards
 from vit_finetune.data.splitting import SplitBy, SplitRule, split
 from vit_finetune.data.table_file import lists_pictures, read_table_file
 
@@ -53,8 +54,8 @@ def load_splits(
     Args:
         root: a folder: `root/SPLIT/CLASS/...`, or `root/CLASS/...`, which is split here; beside a `source` that lists
             paths, where these start.
-        source: a file that lists pictures (CSV, TSV, JSON lines, parquet, a run's manifest.parquet), a Hub data set, a
-            `save_to_disk` folder, or parquet/arrow with the pictures inside.
+        source: a file that lists pictures (CSV, TSV, JSON lines, parquet, a run's manifest.parquet), WebDataset shards,
+            a Hub data set, a `save_to_disk` folder, or parquet/arrow with the pictures inside.
         train_split: the split to train on.
         val_split: the split to validate on; "val" also finds valid and validation, and where the source has
             none of them but the test split, a share of the training split is held out. None: no validation.
@@ -110,6 +111,8 @@ def _read(root: str | Path | None, source: str | Path | None, splits: SplitNames
         )
     if source is not None and lists_pictures(source):
         return read_table_file(Path(source).expanduser(), root=folder, columns=columns, splits=splits)
+    if source is not None and folder is None and names_shards(source):
+        return read_shards(str(source), splits=splits, columns=columns)
     if source is not None and folder is None:
         return read_tables(str(source), splits=splits, columns=columns)
     if source is not None or folder is None:
