@@ -15,9 +15,10 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.data.images import decode_image
+from vit_finetune.data.images import decode_picture
 
 
 class ImageStore(Protocol):
@@ -51,7 +52,7 @@ class FileStore:
     Attributes:
         root: the folder that the names start from.
         names: paths below `root` with "/", or absolute.
-        digests: the SHA-256 that each file must have, hexadecimal; None: nobody knows.
+        digests: the SHA-256 that each file must have, hexadecimal; empty or None: nobody knows.
     """
 
     root: Path
@@ -81,7 +82,8 @@ class FileStore:
             data = path.read_bytes()
         except OSError as error:
             raise RequestError(f"cannot read {path}: {error.strerror}; repair or remove it") from error
-        if self.digests is not None and hashlib.sha256(data).hexdigest() != self.digests[index]:
+        known = self.digests is not None and self.digests[index]
+        if known and hashlib.sha256(data).hexdigest() != known:
             raise RequestError(
                 f"{path} is not the picture that the manifest lists (its SHA-256 is another); bring the picture back, "
                 "or open the data where it lies instead of the manifest"
@@ -156,13 +158,13 @@ class ImageSet:
         """Return what people call the picture: its path, or its table and row."""
         return self.store.name(index)
 
-    def load(self, index: int) -> Image.Image:
-        """Read and decode one picture to RGB.
+    def load(self, index: int) -> Image.Image | Tensor:
+        """Read and decode one picture to RGB, or to [C, H, W] uint8 where it has other channels.
 
         Raises:
             RequestError: the picture cannot be read; the message names it.
         """
-        return decode_image(self.store.read(index), name=self.name(index))
+        return decode_picture(self.store.read(index), name=self.name(index))
 
 
 @dataclass(frozen=True, kw_only=True)

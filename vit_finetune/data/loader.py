@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import get_size
 
 from vit_finetune.common.errors import RequestError, VitFinetuneError
 from vit_finetune.common.machine import num_cores
@@ -117,8 +118,11 @@ class _Worker(Dataset[_Result | VitFinetuneError]):
         image = self.images.load(index)
         try:
             return apply_seeded(self.transform, image, derive_seed(self.seed, "augment", epoch, index))
+        except RequestError as error:
+            raise RequestError(f"{self.images.name(index)}: {error}") from error
         except Exception as error:
-            error.add_note(f"while transforming {self.images.name(index)}, {image.width}x{image.height} pixels")
+            height, width = get_size(image)
+            error.add_note(f"while transforming {self.images.name(index)}, {width}x{height} pixels")
             raise
 
 

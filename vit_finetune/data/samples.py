@@ -174,7 +174,11 @@ def _as_image(picture: Any, name: str) -> Image.Image:
     """Return a picture in memory as PIL's."""
     if isinstance(picture, Image.Image):
         return picture
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
+    if (
+        isinstance(picture, np.ndarray)
+        and picture.dtype == np.uint8
+        and (picture.ndim == 2 or picture.shape[2:] == (3,))
+    ):
         return Image.fromarray(picture)
     found = f"{picture.dtype} array {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
     raise RequestError(
