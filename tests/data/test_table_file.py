@@ -15,7 +15,7 @@ from data_helpers import photo, write_pictures
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.config.data import LIST_SUFFIXES
-from vit_finetune.data import ImageSet, load_splits
+from vit_finetune.data import ImageSet, k_folds, load_splits, splits_from
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.data.table_file import TEXT_SUFFIXES
 from vit_finetune.pictures import open_splits
@@ -120,6 +120,23 @@ def test_load_splits__a_manifest_gives_back_the_split(folder: Path, tmp_path: Pa
     photo(777).save(Path(moved.train.name(0)))
     with pytest.raises(RequestError, match="is not the picture that the manifest lists"):
         moved.train.load(0)
+
+
+def test_load_splits__a_manifest_of_pictures_in_memory(tmp_path: Path) -> None:
+    """A manifest that cannot lead to its pictures says so."""
+    samples = [(photo(index), "ab"[index % 2]) for index in range(6)]
+    write_manifest(splits_from(samples), tmp_path / "manifest.parquet")
+    with pytest.raises(RequestError, match="in memory, which it does not tell how to find"):
+        load_splits(source=tmp_path / "manifest.parquet")
+
+
+def test_k_folds__takes_the_groups_that_the_data_tells(folder: Path) -> None:
+    """With split_by group and no val, folds keep the groups of the column together."""
+    source = write(rows_of(who=["p", "p", "q", "q", "r", "r"]), folder / "a.csv")
+    splits = load_splits(source=source, split_by="group", group_column="who", val_split=None)
+    held = sorted(names(fold.test) for fold in k_folds(splits, 3))
+    assert held == [["pics/0.png", "pics/1.png"], ["pics/2.png", "pics/3.png"], ["pics/4.png", "pics/5.png"]]
+    assert k_folds(splits, 3)[0].train.groups in [("q", "q", "r", "r"), ("p", "p", "r", "r"), ("p", "p", "q", "q")]
 
 
 def test_load_splits__a_manifest_keeps_declared_classes(tmp_path: Path) -> None:

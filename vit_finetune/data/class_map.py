@@ -63,4 +63,5 @@ def labelled(part: Part, class_names: Sequence[str]) -> ImageSet:
         part: pictures whose classes are all among `class_names`.
         class_names: in the order of their index.
     """
-    return ImageSet(part.store, encode_labels(part.classes, class_names))
+    groups = None if part.groups is None else tuple(part.groups)
+    return ImageSet(part.store, encode_labels(part.classes, class_names), groups)

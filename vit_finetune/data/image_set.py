@@ -104,10 +104,12 @@ class ImageSet:
         store: where the pictures lie.
         labels: [N] int64, index into the class names, -1 where the class is not known; or, multi-label, [N, K] uint8,
             1 where the picture has the class, else 0.
+        groups: what each picture belongs to (a person, a video), where the data tells: `k_folds` keeps it together.
     """
 
     store: ImageStore
     labels: NDArray[np.int64] | NDArray[np.uint8]
+    groups: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse a wrong number of labels.

@@ -103,6 +103,11 @@ def read_table_file(path: Path, *, root: Path | None, columns: Columns, splits: 
     notes: list[str] = []
     is_run = "manifest_hash" in table.metadata
     if is_run:
+        if root is None and "root" not in table.metadata:
+            raise RequestError(
+                f"{path} is of pictures in a table, in shards or in memory, which it does not tell how to find; open "
+                "those with the run's data section and seed, and they are split as they were"
+            )
         columns = Columns("name", "class_name", "split", columns.group, columns.time)
     image = _find(path, names, columns.image, PATH_NAMES, what="paths", option="image_column")
     label = _find(path, names, columns.label, LABEL_NAMES, what="classes", option="label_column")
