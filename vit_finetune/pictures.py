@@ -99,5 +99,6 @@ def open_splits(data: Mapping[str, Any] | DataConfig, *, seed: int = 0) -> Split
         group_column=section.group_column,
         time_column=section.time_column,
         label_separator=section.label_separator,
+        streaming=section.streaming,
         seed=seed,
     )

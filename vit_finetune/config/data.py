@@ -51,6 +51,8 @@ class DataConfig(Section):
     """split_by time: column of the time, numbers or dates."""
     label_separator: str | None = None
     """Parts the classes in a label column of text, such as "|"; null: one class a picture."""
+    streaming: bool = False
+    """Fetch a source of parquet, on the Hub or in a folder, a row group at a time: for sets larger than the disk."""
     scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Area of the random crop as a share of the picture: [least, most]."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)

@@ -7,7 +7,7 @@ folders are not read here: `datasets` guesses splits and classes from their name
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,14 +97,18 @@ def read_tables(source: str, *, splits: SplitNames, columns: Columns) -> Parts:
         RequestError: the source, a split or a column does not exist, or a row has no class.
         WorkError: the Hub cannot be reached.
     """
-    loaded = _open(source)
+    import datasets
+
+    loaded = opened(source, datasets.load_dataset)
     by_split = loaded if isinstance(loaded, Mapping) else {splits.train: loaded}  # one unsplit table: all is train
     if columns.split is not None:
         by_split = _split_by_column(source, by_split, columns.split)
     wanted = splits.find(source, by_split)
     train, val, test = (None if name is None else _part(source, name, by_split[name], columns) for name in wanted)
     assert train is not None  # `find` refuses a table without it
-    declared = _declared(by_split[splits.train].features[_label_column(source, by_split[splits.train], columns.label)])
+    declared = declared_names(
+        by_split[splits.train].features[label_column(source, by_split[splits.train], columns.label)]
+    )
     unread = [name for name in by_split if name not in wanted]
     notes = (f"{source}: not read: {', '.join(unread)}",) if unread else ()
     return Parts(train, val, test, notes, None if declared is None else tuple(declared))
@@ -112,8 +116,8 @@ def read_tables(source: str, *, splits: SplitNames, columns: Columns) -> Parts:
 
 def _part(source: str, name: str, table: Any, columns: Columns) -> Part:
     """Return the pictures of a split."""
-    image = _image_column(source, table, columns.image)
-    label = _label_column(source, table, columns.label)
+    image = image_column(source, table, columns.image)
+    label = label_column(source, table, columns.label)
     store = _store(table, image, source, name)
 
     def cells(column: str) -> list[Any]:
@@ -121,7 +125,7 @@ def _part(source: str, name: str, table: Any, columns: Columns) -> Part:
 
     return Part(
         store,
-        _class_names(store.name, table, label, columns.label_separator),
+        class_names(store.name, table, label, columns.label_separator),
         None if columns.group is None else groups_of(cells(columns.group), store.name, columns.group),
         None if columns.time is None else times_of(cells(columns.time), store.name, columns.time),
     )
@@ -147,16 +151,23 @@ def _cells(table: Any, column: str) -> Any:
     return table.with_format(None).select_columns([column])[column][:]
 
 
-def _open(source: str) -> Any:
-    """Return what `datasets` makes of a source: a data set, or a mapping of splits."""
-    import datasets
+def opened(source: str, load: Callable[..., Any]) -> Any:
+    """Return what a function of `datasets` makes of a source.
 
+    Args:
+        source: a Hub data set, or a path.
+        load: `load_dataset` or `load_dataset_builder`.
+
+    Raises:
+        RequestError: the source does not exist, or is neither.
+        WorkError: the Hub cannot be reached.
+    """
     path = Path(source).expanduser()
     kind = _TABLE_SUFFIXES.get(path.suffix.lower())
     if path.is_dir():
-        return _open_folder(path)
+        return _open_folder(path, load)
     if path.is_file() and kind:
-        return datasets.load_dataset(kind, data_files=str(path))
+        return load(kind, data_files=str(path))
     if path.exists():
         raise RequestError(
             f"{source} is neither a file that lists pictures (.csv, .tsv, .jsonl) nor parquet nor arrow nor a saved "
@@ -165,7 +176,7 @@ def _open(source: str) -> Any:
     if kind or path.is_absolute() or source.startswith((".", "~")) or source.count("/") > 1:
         raise RequestError(f"{source} does not exist; give a Hub data set (owner/name), a saved set, or a file")
     try:
-        return datasets.load_dataset(source)
+        return load(source)
     except ConnectionError as error:
         raise WorkError(
             f"{source} is not a local path, and the Hub cannot be asked for a data set of that name: {error}; "
@@ -175,7 +186,7 @@ def _open(source: str) -> Any:
         raise RequestError(f"cannot open the Hub data set {source}: {' '.join(str(error).split())}") from error
 
 
-def _open_folder(path: Path) -> Any:
+def _open_folder(path: Path, load: Callable[..., Any]) -> Any:
     """Return what `datasets` makes of a folder: a saved set, or parquet or arrow files."""
     import datasets
 
@@ -183,7 +194,7 @@ def _open_folder(path: Path) -> Any:
         return datasets.load_from_disk(str(path))
     for suffix, kind in _TABLE_SUFFIXES.items():
         if any(path.rglob(f"*{suffix}")):
-            return datasets.load_dataset(kind, data_dir=str(path))
+            return load(kind, data_dir=str(path))
     raise RequestError(
         f"{path} holds neither a saved data set nor parquet or arrow files; for image folders set data.root"
     )
@@ -197,7 +208,7 @@ def _store(table: Any, column: str, source: str, split: str) -> TableStore:
     return TableStore(pictures, column, source, split, np.arange(len(pictures), dtype=np.int64))
 
 
-def _image_column(source: str, table: Any, asked: str | None) -> str:
+def image_column(source: str, table: Any, asked: str | None) -> str:
     """Return the column of pictures: the one asked for, or the only one that can be."""
     if asked is not None:
         return existing(source, asked, table.column_names)
@@ -214,28 +225,28 @@ def _is_bytes(feature: Any) -> bool:
     return getattr(inner, "dtype", None) in ("binary", "large_binary")
 
 
-def _label_column(source: str, table: Any, asked: str | None) -> str:
+def label_column(source: str, table: Any, asked: str | None) -> str:
     """Return the column of classes: the one asked for, or the only one that can be."""
     if asked is not None:
         return existing(source, asked, table.column_names)
-    declared = [name for name in table.features if _declared(table.features[name]) is not None]
+    declared = [name for name in table.features if declared_names(table.features[name]) is not None]
     usual = [name for name in table.features if name in LABEL_NAMES]
     return only(source, declared or usual, table.column_names, what="classes", option="label_column")
 
 
-def _declared(feature: Any) -> list[str] | None:
+def declared_names(feature: Any) -> list[str] | None:
     """Return the class names that a column declares, of single classes or of lists of them."""
     names: list[str] | None = getattr(getattr(feature, "feature", feature), "names", None)
     return names
 
 
-def _class_names(where: Where, table: Any, column: str, separator: str | None) -> list[Label]:
+def class_names(where: Where, table: Any, column: str, separator: str | None) -> list[Label]:
     """Return the class name of every row, or a tuple of names where the column holds lists.
 
     Raises:
         RequestError: a row has no class, or the column holds neither classes, strings nor integers, nor lists of them.
     """
-    names = _declared(table.features[column])
+    names = declared_names(table.features[column])
     cells = _cells(table, column)
     if names is None:
         return labels_of(cells, where, column, separator=separator)

@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,6 +42,20 @@ class ImageStore(Protocol):
 
     def take(self, indices: NDArray[np.int64]) -> ImageStore:
         """Return the store of these pictures alone, in this order."""
+        ...
+
+
+@runtime_checkable
+class BlockStore(ImageStore, Protocol):
+    """A store whose pictures come in blocks that are dear to fetch."""
+
+    @property
+    def version(self) -> str:
+        """Return what changes when any picture does; it stands for bytes that nobody wants to fetch just for that."""
+        ...
+
+    def blocks(self) -> NDArray[np.int64]:
+        """Return the block of each picture, [N]."""
         ...
 
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_file
-from vit_finetune.data.image_set import FileStore, ImageSet, Splits
+from vit_finetune.data.image_set import BlockStore, FileStore, ImageSet, Splits
 from vit_finetune.data.images import check_header
 
 _NUM_THREADS = 8  # reading waits for disks, and hashing lets go of the interpreter
@@ -35,7 +35,9 @@ def write_manifest(splits: Splits, path: Path) -> str:
         splits: the data set; every file is read once.
         path: the file to write. Columns: split (train, val, test), index (position in the split), name
             (below the root, or split#row), label, class_name (multi-label: lists), num_bytes, sha256, and width,
-            height and mode as the file stores them. As `data.source` it gives back these splits.
+            height and mode as the file stores them. As `data.source` it gives back these splits. Streamed pictures
+            are not fetched for it: num_bytes, width and height are -1, and sha256 is of the files' version and the
+            picture's name.
 
     Returns:
         The same digest as `manifest_hash`; it also stands in the file's metadata as `manifest_hash`.
@@ -120,12 +122,17 @@ def _read_entries(splits: Splits) -> list[_Entry]:
 
 def _read_entry(split: str, images: ImageSet, index: int, class_names: tuple[str, ...]) -> _Entry | RequestError:
     """Return the row of one picture, or why it has none."""
-    try:
-        data = images.store.read(index)
-        header = check_header(data, name=images.name(index))
-    except RequestError as error:
-        return error
-    told = len(data), hashlib.sha256(data).hexdigest(), header.width, header.height, header.mode
+    told: tuple[int, str, int, int, str]
+    if isinstance(images.store, BlockStore):
+        version = f"{images.store.version} {images.store.key(index)}"
+        told = -1, hashlib.sha256(version.encode()).hexdigest(), -1, -1, ""
+    else:
+        try:
+            data = images.store.read(index)
+            header = check_header(data, name=images.name(index))
+        except RequestError as error:
+            return error
+        told = len(data), hashlib.sha256(data).hexdigest(), header.width, header.height, header.mode
     if images.is_multilabel:
         labels = images.labels[index].nonzero()[0].tolist()
         names = [class_names[label] for label in labels]

@@ -23,6 +23,7 @@ from vit_finetune.data.parts import Part, Parts
 from vit_finetune.data.scan import endings, natural_key, scan_folder
 from vit_finetune.data.shards import names_shards, read_shards
 from vit_finetune.data.splitting import SplitBy, SplitRule, split
+from vit_finetune.data.streaming import read_stream
 from vit_finetune.data.table_file import lists_pictures, read_table_file
 
 __all__ = ["ImageSet", "Splits", "load_folder", "load_splits"]
@@ -47,6 +48,7 @@ def load_splits(
     group_column: str | None = None,
     time_column: str | None = None,
     label_separator: str | None = None,
+    streaming: bool = False,
     seed: int = 0,
 ) -> Splits:
     """Open a data set.
@@ -71,6 +73,7 @@ def load_splits(
         group_column: with split_by "group": the column of groups.
         time_column: with split_by "time": the column of times, numbers or dates.
         label_separator: parts the classes in a text column that holds several.
+        streaming: fetch parquet, of the Hub or of a folder, a row group at a time; see `read_stream`.
         seed: decides, with each picture's name and nothing else, what is held out.
 
     Returns:
@@ -86,7 +89,17 @@ def load_splits(
     _check_read(rule, columns)
     if val_split not in (None, "val") and val_split == test_split:
         raise RequestError(f"data.val_split and data.test_split are both {val_split!r}; a test split selects nothing")
-    return share_class_map(split(_read(root, source, names, columns), rule, with_val=val_split is not None))
+    parts = _read_streamed(root, source, names, columns) if streaming else _read(root, source, names, columns)
+    return share_class_map(split(parts, rule, with_val=val_split is not None))
+
+
+def _read_streamed(root: str | Path | None, source: str | Path | None, splits: SplitNames, columns: Columns) -> Parts:
+    """Open what is fetched a row group at a time."""
+    if root is not None or source is None or source == FROM_PYTHON or names_shards(source):
+        raise RequestError(
+            "data.streaming is for a data.source of parquet files; everything else is read where it lies"
+        )
+    return read_stream(str(source), splits=splits, columns=columns)
 
 
 def _check_read(rule: SplitRule, columns: Columns) -> None:
