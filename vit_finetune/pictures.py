@@ -33,7 +33,8 @@ def labelled_pictures(data: Data, split: str | None, class_names: Sequence[str])
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, (str, Path)):
-        return load_folder(_split_folder(Path(data), split), class_names)
+        path = Path(data)
+        return load_folder(path if path.is_file() else _split_folder(path, split), class_names, split=split)
     splits = data if isinstance(data, Splits) else open_splits(data)
     found = dict(splits.named())
     name = split or ("test" if "test" in found else "val")

@@ -18,7 +18,7 @@ from vit_finetune.config.data import LIST_SUFFIXES
 from vit_finetune.data import ImageSet, k_folds, load_splits, splits_from
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.data.table_file import TEXT_SUFFIXES
-from vit_finetune.pictures import open_splits
+from vit_finetune.pictures import labelled_pictures, open_splits
 
 CLASSES = ["cat", "dog", "cat", "dog", "cat", "dog"]
 
@@ -240,6 +240,22 @@ def test_load_splits__files_that_are_not_there(folder: Path) -> None:
             load_splits(source=folder / name)
     with pytest.raises(RequestError, match="columns"):
         load_splits(root=folder, label_column="x")
+
+
+def test_load_folder__a_list_to_score(folder: Path) -> None:
+    """A list is scored whole, or the rows of its test or val split, or those asked for; unknown classes are told."""
+    known = ("dog", "cat", "emu")
+    whole = labelled_pictures(write(rows_of(), folder / "a.csv"), None, known)
+    assert whole.labels.tolist() == [1, 0, 1, 0, 1, 0]
+    source = write(rows_of(split=["train", "train", "train", "val", "val", "test"]), folder / "b.csv")
+    assert [names(labelled_pictures(source, split, known)) for split in (None, "val")] == [
+        ["pics/5.png"],
+        ["pics/3.png", "pics/4.png"],
+    ]
+    with pytest.raises(RequestError, match="has no split 'dev'; it has train, val, test"):
+        labelled_pictures(source, "dev", known)
+    with pytest.raises(RequestError, match="classes that the model does not know: 'cat'"):
+        labelled_pictures(folder / "a.csv", None, ("dog", "emu"))
 
 
 def test_data_config__root_beside_a_list(folder: Path) -> None:

@@ -24,7 +24,7 @@ from vit_finetune.data.scan import endings, natural_key, scan_folder
 from vit_finetune.data.shards import names_shards, read_shards
 from vit_finetune.data.splitting import SplitBy, SplitRule, split
 from vit_finetune.data.streaming import read_stream
-from vit_finetune.data.table_file import lists_pictures, read_table_file
+from vit_finetune.data.table_file import lists_pictures, read_list, read_table_file
 
 __all__ = ["ImageSet", "Splits", "load_folder", "load_splits"]
 FROM_PYTHON = "python"  # the `data.source` of a run that was given its pictures
@@ -138,18 +138,19 @@ def _read(root: str | Path | None, source: str | Path | None, splits: SplitNames
     return _read_root(folder, splits)
 
 
-def load_folder(root: str | Path, class_names: Sequence[str]) -> ImageSet:
-    """Open `root/CLASS/...` with the class map of a finished model.
+def load_folder(root: str | Path, class_names: Sequence[str], *, split: str | None = None) -> ImageSet:
+    """Open `root/CLASS/...`, or a file that lists pictures, with the class map of a finished model.
 
     Args:
-        root: a folder of class folders; it may lack classes.
+        root: a folder of class folders, or the file; it may lack classes.
         class_names: the model's classes in the order of their index.
+        split: of a file, which rows; see `read_list`.
 
     Raises:
         RequestError: the folder is missing or empty, or holds a class that the model does not know.
     """
     root = Path(root).expanduser()
-    part, _ = _read_classes(root)
+    part = read_list(root, split) if lists_pictures(root) else _read_classes(root)[0]
     unknown = sorted(classes_in(part.classes) - set(class_names), key=natural_key)
     if unknown:
         raise RequestError(

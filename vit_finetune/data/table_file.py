@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -96,39 +96,69 @@ def read_table_file(path: Path, *, root: Path | None, columns: Columns, splits: 
     Raises:
         RequestError: the file or a row is not what it must be, or a picture is not there; rows and columns are named.
     """
+    table, chosen, root = _open(path, root, columns)
+    rows = _rows_by_split(table, chosen.split) or {splits.train: np.arange(len(table))}
+    wanted = splits.find(str(path), rows)
+    unread = [name for name in rows if name not in wanted]
+    notes = [f"{path}: splits as column {chosen.split!r} says"] if chosen.split else []
+    notes += [f"{path}: not read: {listed(unread)}"] if unread else []
+    parts = _parts(table, chosen, root, {name: rows[name] for name in wanted if name is not None})
+    train, val, test = (None if name is None else parts[name] for name in wanted)
+    assert train is not None  # `find` refuses a file without it
+    declared = table.metadata.get("class_names")
+    class_names = tuple(json.loads(declared)) if declared else None
+    return Parts(train, val, test, tuple(notes), class_names, is_settled=_is_run(table))
+
+
+def read_list(path: Path, split: str | None) -> Part:
+    """Read the pictures of a file that lists them, to score them.
+
+    Args:
+        path: of the file; its columns have usual names.
+        split: which rows; None takes those of test, else of val, and where no column tells the split all of them.
+
+    Raises:
+        RequestError: as `read_table_file`, or there are no such rows.
+    """
+    table, columns, root = _open(path, None, Columns())
+    rows = _rows_by_split(table, columns.split) or {"all": np.arange(len(table))}
+    name = split or next((each for each in ("test", "val", "all") if each in rows), "test")
+    if name not in rows:
+        raise RequestError(f"{path} has no split {name!r}; it has {', '.join(rows)}")
+    return _parts(table, columns, root, {name: rows[name]})[name]
+
+
+def _is_run(table: _Table) -> bool:
+    return "manifest_hash" in table.metadata
+
+
+def _open(path: Path, root: Path | None, columns: Columns) -> tuple[_Table, Columns, Path]:
+    """Return a file, the names of its columns, and where its paths start."""
     table = _read(path)
     if not len(table):
         raise RequestError(f"{path} lists no pictures")
     names = list(table.columns)
-    notes: list[str] = []
-    is_run = "manifest_hash" in table.metadata
-    if is_run:
+    if _is_run(table):
         if root is None and "root" not in table.metadata:
             raise RequestError(
                 f"{path} is of pictures in a table, in shards or in memory, which it does not tell how to find; open "
                 "those with the run's data section and seed, and they are split as they were"
             )
         columns = Columns("name", "class_name", "split", columns.group, columns.time)
-    image = _find(path, names, columns.image, PATH_NAMES, what="paths", option="image_column")
-    label = _find(path, names, columns.label, LABEL_NAMES, what="classes", option="label_column")
-    split = existing(str(path), columns.split, names) if columns.split else "split" if "split" in names else None
-    if split is None:
-        rows = dict.fromkeys([splits.train], np.arange(len(table)))
-    else:
-        rows = _rows_by_split(table, split)
-        notes.append(f"{path}: splits as column {split!r} says")
-    if root is None:
-        root = Path(table.metadata.get("root", path.parent))
-    wanted = splits.find(str(path), rows)
-    unread = [name for name in rows if name not in wanted]
-    if unread:
-        notes.append(f"{path}: not read: {listed(unread)}")
-    _check_paths(table, image, root, [int(row) for name in wanted if name is not None for row in rows.get(name, ())])
-    chosen = Columns(image, label, split, columns.group, columns.time, columns.label_separator)
-    train, val, test = (None if name is None else _part(table, chosen, root, rows[name]) for name in wanted)
-    assert train is not None  # `find` refuses a file without it
-    declared = table.metadata.get("class_names")
-    return Parts(train, val, test, tuple(notes), tuple(json.loads(declared)) if declared else None, is_run)
+    chosen = replace(
+        columns,
+        image=_find(path, names, columns.image, PATH_NAMES, what="paths", option="image_column"),
+        label=_find(path, names, columns.label, LABEL_NAMES, what="classes", option="label_column"),
+        split=existing(str(path), columns.split, names) if columns.split else "split" if "split" in names else None,
+    )
+    return table, chosen, Path(table.metadata.get("root", path.parent)) if root is None else root
+
+
+def _parts(table: _Table, columns: Columns, root: Path, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, Part]:
+    """Return the pictures of some splits."""
+    assert columns.image is not None
+    _check_paths(table, columns.image, root, [row for members in rows.values() for row in members.tolist()])
+    return {name: _part(table, columns, root, members) for name, members in rows.items()}
 
 
 def _find(path: Path, names: Sequence[str], asked: str | None, usual: Sequence[str], *, what: str, option: str) -> str:
@@ -149,7 +179,7 @@ def _part(table: _Table, columns: Columns, root: Path, rows: NDArray[np.int64]) 
 
     assert columns.image is not None
     assert columns.label is not None
-    digests = tuple(cells("sha256")) if "manifest_hash" in table.metadata else None
+    digests = tuple(cells("sha256")) if _is_run(table) else None
     return Part(
         FileStore(root, tuple(cells(columns.image)), digests),
         labels_of(cells(columns.label), where, columns.label, separator=columns.label_separator),
@@ -158,8 +188,10 @@ def _part(table: _Table, columns: Columns, root: Path, rows: NDArray[np.int64]) 
     )
 
 
-def _rows_by_split(table: _Table, column: str) -> dict[str, NDArray[np.int64]]:
-    """Return the rows of each split, splits in the order in which they come."""
+def _rows_by_split(table: _Table, column: str | None) -> dict[str, NDArray[np.int64]]:
+    """Return the rows of each split, splits in the order in which they come; nothing where no column tells."""
+    if column is None:
+        return {}
     rows: dict[str, list[int]] = {}
     for row, name in enumerate(table.columns[column]):
         if not isinstance(name, str) or not name:
