@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -290,3 +291,31 @@ def test_finetune__resumes_with_the_same_pictures_only(pictures: Path, tmp_path:
         finetune(config, data=splits_from(samples[:-1]), resume=True)
     with pytest.raises(RequestError, match="these pictures came from Python"):
         finetune(Config.load(tmp_path / "run"), resume=True)
+
+
+def test_finetune__nested_names_and_a_class_that_val_lacks(tmp_path: Path) -> None:
+    """x/small and y/small stay two classes to the end; a class without a val picture keeps its number and its row."""
+    made = make_pictures(tmp_path / "made")
+    for split in ("train", "val"):
+        for colour, name in (("blue", "x/small"), ("green", "y/small"), ("red", "x/big")):
+            if (split, name) != ("val", "x/big"):
+                (tmp_path / "nested" / split / name).parent.mkdir(parents=True, exist_ok=True)
+                (made / split / colour).rename(tmp_path / "nested" / split / name)
+    done = finetune(tiny_config(tmp_path / "nested", tmp_path / "run", train={"steps": 4}))
+    assert Predictor(tmp_path / "run").class_names == ("x/big", "x/small", "y/small")
+    rows = json.loads((done.run_dir / "metrics.json").read_text())["per_class"]
+    assert [(row["class"], row["num_samples"]) for row in rows] == [("x/big", 0), ("x/small", 5), ("y/small", 5)]
+    assert rows[0]["accuracy"] is None
+
+
+def test_finetune__a_list_and_then_its_manifest(pictures: Path, tmp_path: Path) -> None:
+    """A run of a CSV, and one of that run's manifest.parquet under another seed, train on the same split."""
+    files = sorted((pictures / "train").rglob("*.png"))
+    lines = [f"{path.relative_to(pictures)},{path.parent.name},{index % 14}\n" for index, path in enumerate(files)]
+    (tmp_path / "list.csv").write_text("path,label,person\n" + "".join(lines))
+    data = {"root": str(pictures), "source": str(tmp_path / "list.csv"), "split_by": "group", "group_column": "person"}
+    finetune(tiny_config(pictures, tmp_path / "first", data=data, train={"steps": 2}))
+    again = {"root": None, "source": str(tmp_path / "first" / "manifest.parquet")}
+    finetune(tiny_config(pictures, tmp_path / "second", data=again, run={"seed": 5, "dir": str(tmp_path / "second")}))
+    first, second = (pq.read_table(tmp_path / name / "manifest.parquet") for name in ("first", "second"))
+    assert first.schema.metadata[b"manifest_hash"] == second.schema.metadata[b"manifest_hash"]

@@ -33,7 +33,8 @@ def labelled_pictures(data: Data, split: str | None, class_names: Sequence[str])
     if isinstance(data, ImageSet):
         return data
     if isinstance(data, (str, Path)):
-        return load_folder(_split_folder(Path(data), split), class_names)
+        path = Path(data)
+        return load_folder(path if path.is_file() else _split_folder(path, split), class_names, split=split)
     splits = data if isinstance(data, Splits) else open_splits(data)
     found = dict(splits.named())
     name = split or ("test" if "test" in found else "val")
@@ -90,7 +91,15 @@ def open_splits(data: Mapping[str, Any] | DataConfig, *, seed: int = 0) -> Split
         val_split=section.val_split,
         test_split=section.test_split,
         val_fraction=section.val_fraction,
+        test_fraction=section.test_fraction,
+        split_by=section.split_by,
+        group_pattern=section.group_pattern,
         image_column=section.image_column,
         label_column=section.label_column,
+        split_column=section.split_column,
+        group_column=section.group_column,
+        time_column=section.time_column,
+        label_separator=section.label_separator,
+        streaming=section.streaming,
         seed=seed,
     )

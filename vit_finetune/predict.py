@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
-from vit_finetune.data import ImageSet, decode_image, find_images
+from vit_finetune.data import ImageSet, decode_picture, find_images
 from vit_finetune.data.corruptions import Corruption, over_corruptions
 from vit_finetune.data.loader import eval_batches
 from vit_finetune.data.transforms import build_eval_transform
@@ -116,7 +116,7 @@ class Predictor:
 
     @torch.inference_mode()
     def _probabilities(self, pictures: Sequence[Path | Image.Image]) -> np.ndarray:
-        tensors: list[Tensor] = [self._transform(decode_image(picture)) for picture in pictures]
+        tensors: list[Tensor] = [self._transform(decode_picture(picture)) for picture in pictures]
         logits: Tensor = self.model(torch.stack(tensors).to(self.device))
         logits = logits.float()
         array: np.ndarray = (logits.softmax(dim=1) if self.thresholds is None else logits.sigmoid()).cpu().numpy()
@@ -160,7 +160,7 @@ def picture_batches(
     def batches(spec: PreprocessSpec) -> Iterator[Tensor]:
         transform = build_eval_transform(spec)
         for start in range(0, len(pictures), batch_size):
-            yield torch.stack([transform(decode_image(item)) for item in pictures[start : start + batch_size]])
+            yield torch.stack([transform(decode_picture(item)) for item in pictures[start : start + batch_size]])
 
     return batches
 

@@ -193,11 +193,11 @@ def test_load_splits__bad_picture_in_a_table(tmp_path: Path) -> None:
 def test_load_splits__source_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A missing path, a folder or file of another kind, and the Hub without network: one line each."""
     (tmp_path / "empty").mkdir()
-    (tmp_path / "rows.csv").write_text("a,b")
+    (tmp_path / "rows.txt").write_text("a,b")
     for source, message in (
         ("nothing.parquet", "does not exist"),
         ("empty", "neither a saved data set nor parquet"),
-        ("rows.csv", "neither parquet nor arrow"),
+        ("rows.txt", "nor parquet nor arrow"),
     ):
         with pytest.raises(RequestError, match=message):
             load_splits(source=tmp_path / source)

@@ -40,6 +40,9 @@ def test_write_manifest__holds_every_picture(root: Path, tmp_path: Path, monkeyp
         "class_name": "a",
         "num_bytes": len(data),
         "sha256": hashlib.sha256(data).hexdigest(),
+        "width": 24,
+        "height": 20,
+        "mode": "RGB",
     }
     names = ["train/a/0.png", "train/a/1.png", "train/b/0.png", "val/b/0.png"]
     assert [row["name"] for row in rows] == names

@@ -90,7 +90,8 @@ def test_load_splits__a_class_may_be_called_train(tmp_path: Path) -> None:
 def test_hold_out__keeps_its_promises(counts: list[int], fraction: float, seed: int) -> None:
     """Disjoint and complete; every class keeps a training picture, and validates one if it has two."""
     from vit_finetune.data.image_set import FileStore
-    from vit_finetune.data.sources import Part, Parts, hold_out
+    from vit_finetune.data.parts import Part, Parts
+    from vit_finetune.data.splitting import hold_out
 
     names = tuple(f"{label}/{index}.png" for label, count in enumerate(counts) for index in range(count))
     part = Part(FileStore(Path("root"), names), [name.partition("/")[0] for name in names])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -148,9 +149,32 @@ def test_train_transform__refuses_wrong_options(options: dict[str, object], mess
         build_train_transform(SPEC, **options)  # type: ignore[arg-type]
 
 
-def test_transforms__refuse_other_channels() -> None:
-    """Pictures cannot feed a model of four channels."""
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_transforms__many_channels_are_treated_alike(crop_mode: str) -> None:
+    """Each channel of a picture of five comes out as a picture of that channel alone would, evaluated and varied."""
+    picture = torch.randint(0, 256, (5, 30, 41), dtype=torch.uint8)
+    spec = PreprocessSpec(input_size=(5, 16, 24), mean=(0.5,) * 5, std=(0.5,) * 5, crop_mode=crop_mode)
+    one = PreprocessSpec(input_size=(1, 16, 24), mean=(0.5,), std=(0.5,), crop_mode=crop_mode)
+    options = {"vflip": 0.5, "random_erasing": 1.0}
+    for whole, single in (
+        (build_eval_transform(spec), build_eval_transform(one)),
+        (build_train_transform(spec, **options), build_train_transform(one, **options)),  # type: ignore[arg-type]
+    ):
+        got = apply_seeded(whole, picture, 3)
+        assert (got.shape, got.dtype) == ((5, 16, 24), torch.float32)
+        for channel in range(5):
+            assert torch.equal(got[channel], apply_seeded(single, picture[channel : channel + 1], 3)[0])
+
+
+def test_transforms__channels_must_be_the_models() -> None:
+    """Pictures of other channels than the model's, and options for colours in a model of four, are one line."""
     spec = PreprocessSpec(input_size=(4, 8, 8), mean=(0.5,) * 4, std=(0.5,) * 4)
     for build in (build_train_transform, build_eval_transform):
-        with pytest.raises(RequestError, match="takes 4 channels"):
-            build(spec)
+        with pytest.raises(RequestError, match="has 3 channels and the model takes 4; set model.in_chans"):
+            build(spec)(photo(0))
+        with pytest.raises(RequestError, match="has 5 channels and the model takes 3"):
+            build(SPEC)(torch.zeros(5, 8, 8, dtype=torch.uint8))
+        with pytest.raises(RequestError, match="interpolation lanczos is for colours"):
+            build(replace(spec, interpolation="lanczos"))
+    with pytest.raises(RequestError, match="color_jitter, auto_augment is for colours"):
+        build_train_transform(spec, color_jitter=0.4, auto_augment="randaugment")

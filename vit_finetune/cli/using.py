@@ -19,7 +19,10 @@ def evaluate(
     model: ModelArgument,
     data: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DATA]...", help="A folder of class folders, or keys of a data section as KEY=VALUE."),
+        typer.Argument(
+            metavar="[DATA]...",
+            help="A folder of class folders, a list (CSV ...), or keys of a data section as KEY=VALUE.",
+        ),
     ] = None,
     *,
     split: Annotated[str | None, typer.Option(help="train, val or test; test if there is one, else val.")] = None,

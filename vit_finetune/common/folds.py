@@ -1,8 +1,8 @@
-"""The rule by which pictures that belong together are dealt out to folds."""
+"""The rule by which pictures that belong together are dealt out to folds, or to parts of unequal size."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,15 +26,31 @@ def deal_groups(
     """
     counts = np.zeros((len(draws), int(labels.max()) + 1))
     np.add.at(counts, (members, labels), 1)
+    order = sorted(range(len(draws)), key=lambda number: (-counts[number].sum(), draws[number]))
+    return deal_counts(counts, np.ones(num_folds), order)
+
+
+def deal_counts(counts: NDArray[np.float64], sizes: NDArray[np.float64], order: Iterable[int]) -> NDArray[np.int64]:
+    """Deal groups to parts, one after the other, each to where the classes stay nearest to the parts' sizes.
+
+    Args:
+        counts: [G, K] how many pictures of each class a group has.
+        sizes: [P] how large the parts shall be in relation to each other, above 0.
+        order: the groups in the order in which they are dealt.
+
+    Returns:
+        [G] int64, the part of each group.
+    """
     shares = counts / counts.sum(axis=0).clip(min=1)
-    filled = np.zeros((num_folds, counts.shape[1]))
-    sizes = np.zeros(num_folds)
-    fold_of = np.zeros(len(draws), dtype=np.int64)
-    for group in sorted(range(len(draws)), key=lambda number: (-counts[number].sum(), draws[number])):
-        # Adding shares s to a fold that holds f raises the sum of squares by 2 f s + s^2: the least f s is most even.
-        uneven = filled @ shares[group]
-        fold = min(range(num_folds), key=lambda number: (round(float(uneven[number]), 12), sizes[number], number))
-        filled[fold] += shares[group]
-        sizes[fold] += counts[group].sum()
-        fold_of[group] = fold
-    return fold_of
+    filled = np.zeros((len(sizes), counts.shape[1]))
+    pictures = np.zeros(len(sizes))
+    part_of = np.zeros(len(counts), dtype=np.int64)
+    for group in order:
+        # Shares s in a part of size t that holds f raise the sum of squares over sizes by (2 f s + s^2) / t.
+        share = shares[group]
+        uneven = (filled @ share + share @ share / 2) / sizes
+        part = min(range(len(sizes)), key=lambda number: (round(float(uneven[number]), 12), pictures[number], number))
+        filled[part] += share
+        pictures[part] += counts[group].sum()
+        part_of[group] = part
+    return part_of

@@ -1,9 +1,11 @@
-"""The closest known words, for messages that end in "did you mean"."""
+"""Words for messages: the closest known ones ("did you mean"), and long lists cut short."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+_MAX_NAMES_SHOWN = 10
 
 
 def closest(word: str, known: Iterable[str], *, limit: int = 3) -> list[str]:
@@ -32,3 +34,15 @@ def did_you_mean(word: str, known: Iterable[str], *, limit: int = 3) -> str:
     if not near:
         return ""
     return "; did you mean " + " or ".join(repr(name) for name in near) + "?"
+
+
+def listed(names: Sequence[str], *, none: str = "none") -> str:
+    """Return names for a message: the first ten, then how many more.
+
+    Args:
+        names: in the order to show them.
+        none: what to say where there are none.
+    """
+    shown = ", ".join(repr(name) for name in names[:_MAX_NAMES_SHOWN]) or none
+    more = len(names) - _MAX_NAMES_SHOWN
+    return f"{shown} and {more:,} more" if more > 0 else shown

@@ -6,18 +6,23 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vit_finetune.config.kinds import Fraction, PositiveFloat
+from vit_finetune.config.kinds import Fraction, PositiveFloat, Rate
 from vit_finetune.recipe import Section
+
+LIST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")  # files whose paths may start from data.root
 
 
 class DataConfig(Section):
     """Which pictures, how they are split and how training varies them."""
 
     root: str | None = None
-    """Folder of pictures: root/train/CLASS/..., or root/CLASS/... which is split for you."""
+    """Folder of pictures: root/train/CLASS/..., or root/CLASS/... which is split for you. Beside a source that lists
+    paths: where these start."""
     source: str | None = None
-    """Instead of root: a data set name on the Hub, a saved data set, or a parquet/arrow file or folder; `python` stands
-    in the configuration of a run that got its pictures from Python."""
+    """Instead of root: a file that lists pictures (.csv, .tsv, .jsonl, .parquet; a run's manifest.parquet gives that
+    run's exact splits), WebDataset shards (a folder or pattern of .tar), a data set name on the Hub, a saved data set,
+    or parquet/arrow with the pictures inside; `python` stands in the configuration of a run that got its pictures from
+    Python."""
     train_split: str = "train"
     """Name of the split to train on."""
     val_split: str | None = "val"
@@ -25,11 +30,29 @@ class DataConfig(Section):
     test_split: str | None = None
     """Name of a split that is opened once, at the end."""
     val_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Share of each class held out where the data has no val split."""
+    """Share held out for validation where the data has no val split."""
+    test_fraction: Rate = 0.0
+    """Share held out as the test split, scored once at the end, where test_split names none."""
+    split_by: Literal["stratified", "random", "group", "time"] = "stratified"
+    """What is held out. stratified: the same share of each class; random: of all pictures; group: whole groups (a
+    person, a video), classes as even as they allow; time: the latest pictures."""
+    group_pattern: str | None = None
+    """split_by group: a regular expression that finds the group in a picture's path below the root, its first group or
+    all it matches, such as "patient_(\\d+)"."""
     image_column: str | None = None
-    """Column of the pictures in a `source`; null finds the only one."""
+    """Column of the pictures, or of their paths, in a `source`; null finds the only one."""
     label_column: str | None = None
     """Column of the labels in a `source`; null finds the only one."""
+    split_column: str | None = None
+    """Column of the split's name; null takes `split` where a file that lists pictures has it."""
+    group_column: str | None = None
+    """split_by group: column of the group."""
+    time_column: str | None = None
+    """split_by time: column of the time, numbers or dates."""
+    label_separator: str | None = None
+    """Parts the classes in a label column of text, such as "|"; null: one class a picture."""
+    streaming: bool = False
+    """Fetch a source of parquet, on the Hub or in a folder, a row group at a time: for sets larger than the disk."""
     scale: tuple[Fraction, Fraction] = (0.08, 1.0)
     """Area of the random crop as a share of the picture: [least, most]."""
     ratio: tuple[PositiveFloat, PositiveFloat] = (0.75, 4 / 3)
@@ -59,7 +82,8 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _one_place(self) -> DataConfig:
-        if (self.root is None) == (self.source is None):
+        may_have_both = self.source is not None and self.source.lower().endswith(LIST_SUFFIXES)
+        if (self.root is None) == (self.source is None) and not (self.root and may_have_both):
             raise ValueError("give exactly one of data.root (a folder) and data.source (a data set)")
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)

@@ -3,7 +3,7 @@
 from vit_finetune.data.demo import write_demo_digits
 from vit_finetune.data.folds import k_folds
 from vit_finetune.data.image_set import ImageSet, Splits
-from vit_finetune.data.images import decode_image
+from vit_finetune.data.images import decode_image, decode_picture
 from vit_finetune.data.samples import splits_from
 from vit_finetune.data.scan import find_images
 from vit_finetune.data.sources import load_folder, load_splits
@@ -12,6 +12,7 @@ __all__ = [
     "ImageSet",
     "Splits",
     "decode_image",
+    "decode_picture",
     "find_images",
     "k_folds",
     "load_folder",

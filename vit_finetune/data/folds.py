@@ -35,7 +35,8 @@ def k_folds(
         splits: the data; its `train` is split.
         num_folds: how many folds, at least 2.
         groups: pictures of one group stay together (a person, a video): a group a picture, or a function of the
-            picture's key (its path below the root). None balances the classes picture by picture.
+            picture's key (its path below the root). None takes those that the data tells (`split_by: group`), and
+            where it tells none balances the classes picture by picture.
         seed: decides which picture is in which fold.
 
     Returns:
@@ -48,6 +49,7 @@ def k_folds(
     if num_folds < 2:
         raise RequestError(f"num_folds is {num_folds}; give at least 2")
     keys = [pictures.store.key(index) for index in range(len(pictures))]
+    groups = pictures.groups if groups is None else groups
     named: Sequence[Hashable] = keys if groups is None else [*map(groups, keys)] if callable(groups) else groups
     if len(named) != len(keys):
         raise RequestError(f"{len(named)} groups for {len(keys)} pictures; give one each")
@@ -77,7 +79,11 @@ def _one_fold(splits: Splits, held_out: NDArray[np.bool_], note: str) -> Splits:
     """Return the splits of one fold."""
     pictures = splits.train
     train, test = (
-        ImageSet(pictures.store.take(indices), pictures.labels[indices])
+        ImageSet(
+            pictures.store.take(indices),
+            pictures.labels[indices],
+            None if pictures.groups is None else tuple(pictures.groups[index] for index in indices),
+        )
         for indices in (np.flatnonzero(~held_out), np.flatnonzero(held_out))
     )
     return replace(splits, train=train, val=None, test=test, notes=(*splits.notes, note))

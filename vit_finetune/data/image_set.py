@@ -6,17 +6,19 @@ Where the pictures lie is the business of an `ImageStore`: `FileStore` here, `Ta
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.data.images import decode_image
+from vit_finetune.data.images import decode_picture
 
 
 class ImageStore(Protocol):
@@ -43,17 +45,33 @@ class ImageStore(Protocol):
         ...
 
 
+@runtime_checkable
+class BlockStore(ImageStore, Protocol):
+    """A store whose pictures come in blocks that are dear to fetch."""
+
+    @property
+    def version(self) -> str:
+        """Return what changes when any picture does; it stands for bytes that nobody wants to fetch just for that."""
+        ...
+
+    def blocks(self) -> NDArray[np.int64]:
+        """Return the block of each picture, [N]."""
+        ...
+
+
 @dataclass(frozen=True)
 class FileStore:
     """Pictures in files.
 
     Attributes:
         root: the folder that the names start from.
-        names: paths below `root` with "/".
+        names: paths below `root` with "/", or absolute.
+        digests: the SHA-256 that each file must have, hexadecimal; empty or None: nobody knows.
     """
 
     root: Path
     names: tuple[str, ...]
+    digests: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -71,17 +89,25 @@ class FileStore:
         """Return the bytes of the file.
 
         Raises:
-            RequestError: it cannot be read.
+            RequestError: it cannot be read, or is not the file it must be.
         """
         path = self.root / self.names[index]
         try:
-            return path.read_bytes()
+            data = path.read_bytes()
         except OSError as error:
             raise RequestError(f"cannot read {path}: {error.strerror}; repair or remove it") from error
+        known = self.digests is not None and self.digests[index]
+        if known and hashlib.sha256(data).hexdigest() != known:
+            raise RequestError(
+                f"{path} is not the picture that the manifest lists (its SHA-256 is another); bring the picture back, "
+                "or open the data where it lies instead of the manifest"
+            )
+        return data
 
     def take(self, indices: NDArray[np.int64]) -> FileStore:
         """Return the store of these pictures alone, in this order."""
-        return FileStore(self.root, tuple(self.names[index] for index in indices))
+        digests = None if self.digests is None else tuple(self.digests[index] for index in indices)
+        return FileStore(self.root, tuple(self.names[index] for index in indices), digests)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,10 +118,12 @@ class ImageSet:
         store: where the pictures lie.
         labels: [N] int64, index into the class names, -1 where the class is not known; or, multi-label, [N, K] uint8,
             1 where the picture has the class, else 0.
+        groups: what each picture belongs to (a person, a video), where the data tells: `k_folds` keeps it together.
     """
 
     store: ImageStore
     labels: NDArray[np.int64] | NDArray[np.uint8]
+    groups: tuple[str, ...] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse a wrong number of labels.
@@ -146,13 +174,13 @@ class ImageSet:
         """Return what people call the picture: its path, or its table and row."""
         return self.store.name(index)
 
-    def load(self, index: int) -> Image.Image:
-        """Read and decode one picture to RGB.
+    def load(self, index: int) -> Image.Image | Tensor:
+        """Read and decode one picture to RGB, or to [C, H, W] uint8 where it has other channels.
 
         Raises:
             RequestError: the picture cannot be read; the message names it.
         """
-        return decode_image(self.store.read(index), name=self.name(index))
+        return decode_picture(self.store.read(index), name=self.name(index))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,6 @@
-"""One picture file -> eight-bit RGB pixels, the same way everywhere.
+"""One picture file -> eight-bit pixels, RGB or many channels, the same way everywhere.
 
-Every picture of a run, a prediction or a data set passes through `decode_image`, so a file looks
+Every picture of a run, a prediction or a data set passes through `decode_picture`, so a file looks
 the same to training, evaluation and the finished model. What it is not: a resizer (transforms.py).
 
 Sources: EXIF 2.32, tag 0x0112 (orientation); Pillow's concepts page for modes.
@@ -9,12 +9,15 @@ Sources: EXIF 2.32, tag 0x0112 (orientation); Pillow's concepts page for modes.
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.data.channels import channels_header, is_tiff, read_channels
 
 IMAGE_SUFFIXES = frozenset(
     {
@@ -32,6 +35,38 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _MAX_16_BIT = 65535
+
+
+def decode_picture(source: str | Path | bytes | Image.Image, *, name: str | None = None) -> Image.Image | Tensor:
+    """Decode a picture as its file says: to upright RGB, or to all its channels where Pillow knows no such picture.
+
+    Args:
+        source: a path, the bytes of a file, or an opened picture, which is left as it is.
+        name: what to call the picture in an error; the path by default.
+
+    Returns:
+        A picture in mode RGB (see `decode_image`), or [C, H, W] uint8 (see `read_channels`).
+
+    Raises:
+        RequestError: as `decode_image`, or the channels cannot be read.
+    """
+    try:
+        return decode_image(source, name=name)
+    except RequestError as error:
+        refusal = error
+    data = b""
+    if isinstance(source, bytes):
+        data = source
+    elif not isinstance(source, Image.Image) and Path(source).is_file():
+        data = Path(source).read_bytes()
+    if not is_tiff(data):
+        raise refusal
+    try:
+        return read_channels(data)
+    except Exception as error:  # as for Pillow's plugins
+        if isinstance(refusal.__cause__, UnidentifiedImageError):
+            raise _unreadable(error, source, name) from error
+        raise refusal from error
 
 
 def decode_image(source: str | Path | bytes | Image.Image, *, name: str | None = None) -> Image.Image:
@@ -61,8 +96,23 @@ def decode_image(source: str | Path | bytes | Image.Image, *, name: str | None =
         raise _unreadable(error, source, name) from error
 
 
-def check_header(data: bytes, *, name: str) -> None:
-    """Check that the bytes of a file begin like a picture; pixels are not decoded.
+@dataclass(frozen=True)
+class Header:
+    """What a picture's file says about it before its pixels are decoded.
+
+    Attributes:
+        width: pixels a row as stored, before EXIF turns it.
+        height: rows as stored.
+        mode: Pillow's word for channels and depth, or where it has none CHANNELSxBITS.
+    """
+
+    width: int
+    height: int
+    mode: str
+
+
+def check_header(data: bytes, *, name: str) -> Header:
+    """Check that the bytes of a file begin like a picture, and return what they say; pixels are not decoded.
 
     Args:
         data: the bytes of the file.
@@ -72,7 +122,13 @@ def check_header(data: bytes, *, name: str) -> None:
         RequestError: no picture format is recognised, or it is larger than Pillow's limit.
     """
     try:
-        Image.open(io.BytesIO(data)).close()
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                return Header(image.width, image.height, image.mode)
+        except UnidentifiedImageError:
+            if not is_tiff(data):
+                raise
+            return Header(*channels_header(data))
     except Exception as error:  # as in `decode_image`
         raise _unreadable(error, data, name) from error
 

@@ -17,12 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms.v2.functional import get_size
 
 from vit_finetune.common.errors import RequestError, VitFinetuneError
 from vit_finetune.common.machine import num_cores
 from vit_finetune.common.seeding import derive_seed
-from vit_finetune.data.image_set import ImageSet
-from vit_finetune.data.order import balanced_order, eval_indices, global_batch, rank_part
+from vit_finetune.data.image_set import BlockStore, ImageSet
+from vit_finetune.data.order import balanced_order, block_order, eval_indices, global_batch, rank_part
 from vit_finetune.data.transforms import Transform, apply_seeded
 
 _MAX_WORKERS = 8
@@ -117,8 +118,11 @@ class _Worker(Dataset[_Result | VitFinetuneError]):
         image = self.images.load(index)
         try:
             return apply_seeded(self.transform, image, derive_seed(self.seed, "augment", epoch, index))
+        except RequestError as error:
+            raise RequestError(f"{self.images.name(index)}: {error}") from error
         except Exception as error:
-            error.add_note(f"while transforming {self.images.name(index)}, {image.width}x{image.height} pixels")
+            height, width = get_size(image)
+            error.add_note(f"while transforming {self.images.name(index)}, {width}x{height} pixels")
             raise
 
 
@@ -165,16 +169,12 @@ def train_batches(
     if not len(image_set):
         raise RequestError("the training split has no pictures")
     mine = rank_part(global_batch_size, rank, world_size, in_pairs=in_pairs)
-    order_of = _balanced(image_set, seed) if balanced else None
+    order_of = _order_of(image_set, seed, balanced=balanced)
 
     def requests() -> Iterator[_Request]:
         for step in range(start_step, start_step + num_steps):
             epochs, indices = global_batch(
-                step,
-                seed=seed,
-                num_samples=len(image_set),
-                global_batch_size=global_batch_size,
-                order_of=order_of,
+                step, seed=seed, num_samples=len(image_set), global_batch_size=global_batch_size, order_of=order_of
             )
             for start in range(mine.start, mine.stop, per_device_batch_size):
                 stop = min(start + per_device_batch_size, mine.stop)
@@ -183,10 +183,15 @@ def train_batches(
     return _steps(_run(_Worker(image_set, transform, seed), requests(), num_workers, pin_memory))
 
 
-def _balanced(image_set: ImageSet, seed: int) -> Callable[[int], NDArray[np.int64]]:
-    """Return the balanced order as a function of the epoch."""
-    labels = image_set.single_labels("a balanced order")
-    return lru_cache(maxsize=2)(lambda epoch: balanced_order(seed, epoch, labels))
+def _order_of(image_set: ImageSet, seed: int, *, balanced: bool) -> Callable[[int], NDArray[np.int64]] | None:
+    """Return the order as a function of the epoch; None for the plain one."""
+    if balanced:
+        labels = image_set.single_labels("a balanced order")
+        return lru_cache(maxsize=2)(lambda epoch: balanced_order(seed, epoch, labels))
+    if isinstance(image_set.store, BlockStore):
+        blocks = image_set.store.blocks()
+        return lru_cache(maxsize=2)(lambda epoch: block_order(seed, epoch, blocks))
+    return None
 
 
 def _check_sizes(global_batch_size: int, per_device_batch_size: int, world_size: int, *, in_pairs: bool) -> None:

@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_file
-from vit_finetune.data.image_set import ImageSet, Splits
+from vit_finetune.data.image_set import BlockStore, FileStore, ImageSet, Splits
 from vit_finetune.data.images import check_header
 
 _NUM_THREADS = 8  # reading waits for disks, and hashing lets go of the interpreter
 _MAX_ERRORS_SHOWN = 5
-_COLUMNS = ("split", "index", "name", "label", "class_name", "num_bytes", "sha256")
-_Entry = tuple[str, int, str, int | list[int], str | list[str], int, str]
+_COLUMNS = ("split", "index", "name", "label", "class_name", "num_bytes", "sha256", "width", "height", "mode")
+_NUM_DIGESTED = 7  # the columns that the digest is of; what follows from a picture's bytes adds nothing
+_Entry = tuple[str, int, str, int | list[int], str | list[str], int, str, int, int, str]
 
 
 def write_manifest(splits: Splits, path: Path) -> str:
@@ -33,7 +34,10 @@ def write_manifest(splits: Splits, path: Path) -> str:
     Args:
         splits: the data set; every file is read once.
         path: the file to write. Columns: split (train, val, test), index (position in the split), name
-            (below the root, or split#row), label, class_name (multi-label: lists), num_bytes, sha256.
+            (below the root, or split#row), label, class_name (multi-label: lists), num_bytes, sha256, and width,
+            height and mode as the file stores them. As `data.source` it gives back these splits. Streamed pictures
+            are not fetched for it: num_bytes, width and height are -1, and sha256 is of the files' version and the
+            picture's name.
 
     Returns:
         The same digest as `manifest_hash`; it also stands in the file's metadata as `manifest_hash`.
@@ -44,10 +48,17 @@ def write_manifest(splits: Splits, path: Path) -> str:
     entries = _read_entries(splits)
     digest = _digest(entries)
     columns: list[Any] = [list(column) for column in zip(*entries, strict=True)]
-    table = pa.table(columns, names=_COLUMNS).replace_schema_metadata({"manifest_hash": digest})
+    metadata = {"manifest_hash": digest, "class_names": json.dumps(splits.class_names), **_origin(splits)}
+    table = pa.table(columns, names=_COLUMNS).replace_schema_metadata(metadata)
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
     return digest
+
+
+def _origin(splits: Splits) -> dict[str, str]:
+    """Return where the pictures lie, for who opens the manifest as a data set."""
+    roots = {images.store.root.absolute() for _, images in splits.named() if isinstance(images.store, FileStore)}
+    return {"root": str(roots.pop())} if len(roots) == 1 else {}
 
 
 def trained_on(path: Path) -> set[tuple[str, str]]:
@@ -111,23 +122,28 @@ def _read_entries(splits: Splits) -> list[_Entry]:
 
 def _read_entry(split: str, images: ImageSet, index: int, class_names: tuple[str, ...]) -> _Entry | RequestError:
     """Return the row of one picture, or why it has none."""
-    try:
-        data = images.store.read(index)
-        check_header(data, name=images.name(index))
-    except RequestError as error:
-        return error
-    digest = hashlib.sha256(data).hexdigest()
+    told: tuple[int, str, int, int, str]
+    if isinstance(images.store, BlockStore):
+        version = f"{images.store.version} {images.store.key(index)}"
+        told = -1, hashlib.sha256(version.encode()).hexdigest(), -1, -1, ""
+    else:
+        try:
+            data = images.store.read(index)
+            header = check_header(data, name=images.name(index))
+        except RequestError as error:
+            return error
+        told = len(data), hashlib.sha256(data).hexdigest(), header.width, header.height, header.mode
     if images.is_multilabel:
         labels = images.labels[index].nonzero()[0].tolist()
         names = [class_names[label] for label in labels]
-        return split, index, images.store.key(index), labels, names, len(data), digest
+        return split, index, images.store.key(index), labels, names, *told
     label = int(images.labels[index])
-    return split, index, images.store.key(index), label, class_names[label], len(data), digest
+    return split, index, images.store.key(index), label, class_names[label], *told
 
 
 def _digest(entries: list[_Entry]) -> str:
     """Return the digest of the rows, independent of the parquet writer."""
     digest = hashlib.sha256()
     for entry in entries:
-        digest.update(json.dumps(entry).encode() + b"\n")
+        digest.update(json.dumps(entry[:_NUM_DIGESTED]).encode() + b"\n")
     return digest.hexdigest()

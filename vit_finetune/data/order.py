@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from vit_finetune.common.seeding import derive_seed
 
+BLOCKS_TOGETHER = 8  # blocks whose samples are mixed; a process holds as many
+
 
 @lru_cache(maxsize=2)  # a step touches two neighbouring epochs at the most, unless it is larger than one
 def epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
@@ -40,6 +42,28 @@ def epoch_order(seed: int, epoch: int, num_samples: int) -> NDArray[np.int64]:
 def _permutation(seed: int, count: int) -> NDArray[np.int64]:
     keys = np.random.PCG64(seed).random_raw(count)
     return np.argsort(keys, kind="stable").astype(np.int64)
+
+
+def block_order(seed: int, epoch: int, blocks: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the order of an epoch that needs few blocks of samples at a time.
+
+    The blocks are mixed, and the samples of every `BLOCKS_TOGETHER` neighbouring ones among each other.
+
+    Args:
+        seed: the seed of the run.
+        epoch: which epoch, from 0.
+        blocks: [N] the block that each sample lies in.
+
+    Returns:
+        [N] a permutation of 0 ... N - 1.
+    """
+    members = np.split(np.argsort(blocks, kind="stable"), np.flatnonzero(np.diff(np.sort(blocks))) + 1)
+    mixed = _permutation(derive_seed(seed, "blocks", epoch), len(members))
+    parts = []
+    for start in range(0, len(mixed), BLOCKS_TOGETHER):
+        together = np.concatenate([members[block] for block in mixed[start : start + BLOCKS_TOGETHER]])
+        parts.append(together[_permutation(derive_seed(seed, "order", epoch, start), len(together))])
+    return np.concatenate(parts).astype(np.int64)
 
 
 def balanced_order(seed: int, epoch: int, labels: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -19,10 +19,12 @@ from PIL import Image
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.data.class_map import share_class_map
 from vit_finetune.data.image_set import FileStore, Splits
 from vit_finetune.data.images import decode_image
 from vit_finetune.data.labels import Label
-from vit_finetune.data.sources import Part, Parts, hold_out, share_class_map
+from vit_finetune.data.parts import Part, Parts
+from vit_finetune.data.splitting import SplitRule, split
 
 
 class Samples(Protocol):
@@ -114,8 +116,7 @@ def splits_from(
     Raises:
         RequestError: a sample is not (picture, class), a class is unknown, or there is a single one.
     """
-    if not 0 <= val_fraction < 1:
-        raise RequestError(f"val_fraction is {val_fraction}; it must be at least 0 and below 1")
+    rule = SplitRule(val_fraction=val_fraction, seed=seed)
     if not len(train):
         raise RequestError("the training data set is empty")
     declared = class_names if class_names is not None else getattr(train, "classes", None)
@@ -127,7 +128,7 @@ def splits_from(
         notes=(),
         class_names=names,
     )
-    return share_class_map(hold_out(parts, val_fraction, seed) if val is None and val_fraction > 0 else parts)
+    return share_class_map(split(parts, rule, with_val=True))
 
 
 def _part(split: str, samples: Samples, class_names: tuple[str, ...] | None) -> Part:
@@ -173,7 +174,11 @@ def _as_image(picture: Any, name: str) -> Image.Image:
     """Return a picture in memory as PIL's."""
     if isinstance(picture, Image.Image):
         return picture
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.ndim in (2, 3):
+    if (
+        isinstance(picture, np.ndarray)
+        and picture.dtype == np.uint8
+        and (picture.ndim == 2 or picture.shape[2:] == (3,))
+    ):
         return Image.fromarray(picture)
     found = f"{picture.dtype} array {picture.shape}" if isinstance(picture, np.ndarray) else type(picture).__name__
     raise RequestError(

@@ -10,42 +10,25 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from vit_finetune.common.errors import RequestError
-from vit_finetune.common.seeding import derive_seed
-from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.common.suggest import did_you_mean, listed
+from vit_finetune.data.class_map import labelled, share_class_map
+from vit_finetune.data.columns import Columns, SplitNames
 from vit_finetune.data.hub import read_tables
-from vit_finetune.data.image_set import FileStore, ImageSet, ImageStore, Splits
-from vit_finetune.data.labels import Label, classes_in, encode_labels, is_multilabel, strata, whole_classes
+from vit_finetune.data.image_set import FileStore, ImageSet, Splits
+from vit_finetune.data.labels import classes_in
+from vit_finetune.data.parts import Part, Parts
 from vit_finetune.data.scan import endings, natural_key, scan_folder
+from vit_finetune.data.shards import names_shards, read_shards
+from vit_finetune.data.splitting import SplitBy, SplitRule, split
+from vit_finetune.data.streaming import read_stream
+from vit_finetune.data.table_file import lists_pictures, read_list, read_table_file
 
 __all__ = ["ImageSet", "Splits", "load_folder", "load_splits"]
 FROM_PYTHON = "python"  # the `data.source` of a run that was given its pictures
 VAL_NAMES = ("val", "valid", "validation")
-_MAX_NAMES_SHOWN = 10
-
-
-@dataclass(frozen=True)
-class Part:
-    """The pictures of a split and the class name, or names, of each."""
-
-    store: ImageStore
-    classes: Sequence[Label]
-
-
-@dataclass(frozen=True)
-class Parts:
-    """A source, read: its splits before they share a class map."""
-
-    train: Part
-    val: Part | None
-    test: Part | None
-    notes: tuple[str, ...]
-    class_names: tuple[str, ...] | None = None  # where the source declares them
 
 
 def load_splits(
@@ -56,24 +39,41 @@ def load_splits(
     val_split: str | None = "val",
     test_split: str | None = None,
     val_fraction: float = 0.2,
+    test_fraction: float = 0.0,
+    split_by: SplitBy = "stratified",
+    group_pattern: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    split_column: str | None = None,
+    group_column: str | None = None,
+    time_column: str | None = None,
+    label_separator: str | None = None,
+    streaming: bool = False,
     seed: int = 0,
 ) -> Splits:
     """Open a data set.
 
     Args:
-        root: a folder: `root/SPLIT/CLASS/...`, or `root/CLASS/...`, which is split here.
-        source: instead of `root`: a Hub data set, a `save_to_disk` folder, or parquet/arrow.
+        root: a folder: `root/SPLIT/CLASS/...`, or `root/CLASS/...`, which is split here; beside a `source` that lists
+            paths, where these start.
+        source: a file that lists pictures (CSV, TSV, JSON lines, parquet, a run's manifest.parquet), WebDataset shards,
+            a Hub data set, a `save_to_disk` folder, or parquet/arrow with the pictures inside.
         train_split: the split to train on.
         val_split: the split to validate on; "val" also finds valid and validation, and where the source has
             none of them but the test split, a share of the training split is held out. None: no validation.
         test_split: the split to test on, if any; never validated on, whatever it is called.
-        val_fraction: the share of each class that is held out for validation where the source has no such
-            split, in [0, 1); 0 holds nothing out. Every class keeps a training picture, and gives
-            a validation picture if it has two.
-        image_column: the column of pictures in a table; guessed where there is exactly one.
+        val_fraction: the share that is held out for validation where the source has no such split, in [0, 1); 0 holds
+            nothing out.
+        test_fraction: the share that is held out as the test split where none is named, in [0, 1).
+        split_by: what is held out; see `SplitRule`.
+        group_pattern: with split_by "group": finds the group in a picture's name.
+        image_column: the column of pictures or paths in a table; guessed where there is exactly one.
         label_column: the column of classes in a table; guessed where there is exactly one.
+        split_column: the column that tells the split; a file that lists pictures may call it `split`.
+        group_column: with split_by "group": the column of groups.
+        time_column: with split_by "time": the column of times, numbers or dates.
+        label_separator: parts the classes in a text column that holds several.
+        streaming: fetch parquet, of the Hub or of a folder, a row group at a time; see `read_stream`.
         seed: decides, with each picture's name and nothing else, what is held out.
 
     Returns:
@@ -83,52 +83,81 @@ def load_splits(
         RequestError: the source is missing, has no pictures, an empty class folder, a single class, or
             a class that only val or test knows.
     """
+    rule = SplitRule(split_by, val_fraction, test_fraction, group_pattern, seed)
+    names = SplitNames(train_split, val_names(val_split, test_split), test_split)
+    columns = Columns(image_column, label_column, split_column, group_column, time_column, label_separator)
+    _check_read(rule, columns)
     if val_split not in (None, "val") and val_split == test_split:
         raise RequestError(f"data.val_split and data.test_split are both {val_split!r}; a test split selects nothing")
-    if (root is None) == (source is None):
-        raise RequestError("give either data.root (a folder) or data.source (a data set), and not both")
-    if not 0 <= val_fraction < 1:
-        raise RequestError(f"val_fraction is {val_fraction}; it must be at least 0 and below 1")
+    parts = _read_streamed(root, source, names, columns) if streaming else _read(root, source, names, columns)
+    return share_class_map(split(parts, rule, with_val=val_split is not None))
+
+
+def _read_streamed(root: str | Path | None, source: str | Path | None, splits: SplitNames, columns: Columns) -> Parts:
+    """Open what is fetched a row group at a time."""
+    if root is not None or source is None or source == FROM_PYTHON or names_shards(source):
+        raise RequestError(
+            "data.streaming is for a data.source of parquet files; everything else is read where it lies"
+        )
+    return read_stream(str(source), splits=splits, columns=columns)
+
+
+def _check_read(rule: SplitRule, columns: Columns) -> None:
+    """Refuse what would not be read."""
+    for option, value, by in (
+        ("group_column", columns.group, "group"),
+        ("group_pattern", rule.group_pattern, "group"),
+        ("time_column", columns.time, "time"),
+    ):
+        if value is not None and rule.by != by:
+            raise RequestError(f"data.{option} is read where data.split_by is {by}, and that is {rule.by}")
+    if columns.group is not None and rule.group_pattern is not None:
+        raise RequestError("give data.group_column or data.group_pattern, and not both")
+
+
+def _read(root: str | Path | None, source: str | Path | None, splits: SplitNames, columns: Columns) -> Parts:
+    """Open what is named, in the way that it takes."""
+    folder = None if root is None else Path(root).expanduser()
     if source == FROM_PYTHON:
         raise RequestError(
             "these pictures came from Python; give them again: finetune(..., data=...), or name a folder"
         )
-    if root is not None:
-        parts = _read_root(Path(root).expanduser(), train_split, val_split, test_split)
-    else:
-        tables = read_tables(
-            str(source),
-            splits=(train_split, val_names(val_split, test_split), test_split),
-            image_column=image_column,
-            label_column=label_column,
+    if source is not None and lists_pictures(source):
+        return read_table_file(Path(source).expanduser(), root=folder, columns=columns, splits=splits)
+    if source is not None and folder is None and names_shards(source):
+        return read_shards(str(source), splits=splits, columns=columns)
+    if source is not None and folder is None:
+        return read_tables(str(source), splits=splits, columns=columns)
+    if source is not None or folder is None:
+        raise RequestError(
+            "give either data.root (a folder) or data.source (a data set), and not both; they go together only where "
+            "the source is a file that lists paths"
         )
-        train, val, test = (None if table is None else Part(*table) for table in tables.parts)
-        assert train is not None  # read_tables always returns a training split
-        parts = Parts(train, val, test, tables.notes, tables.class_names)
-    if parts.val is None and val_split is not None and val_fraction > 0:
-        parts = hold_out(parts, val_fraction, seed)
-    return share_class_map(parts)
+    if columns != Columns():
+        raise RequestError("data.root is a folder, which has no columns; they are of a data.source")
+    return _read_root(folder, splits)
 
 
-def load_folder(root: str | Path, class_names: Sequence[str]) -> ImageSet:
-    """Open `root/CLASS/...` with the class map of a finished model.
+def load_folder(root: str | Path, class_names: Sequence[str], *, split: str | None = None) -> ImageSet:
+    """Open `root/CLASS/...`, or a file that lists pictures, with the class map of a finished model.
 
     Args:
-        root: a folder of class folders; it may lack classes.
+        root: a folder of class folders, or the file; it may lack classes.
         class_names: the model's classes in the order of their index.
+        split: of a file, which rows; see `read_list`.
 
     Raises:
         RequestError: the folder is missing or empty, or holds a class that the model does not know.
     """
     root = Path(root).expanduser()
-    part, _ = _read_classes(root)
+    part = read_list(root, split) if lists_pictures(root) else _read_classes(root)[0]
     unknown = sorted(classes_in(part.classes) - set(class_names), key=natural_key)
     if unknown:
         raise RequestError(
-            f"{root} holds classes that the model does not know: {_listed(unknown)}"
-            f"{did_you_mean(unknown[0], class_names)}; it knows {_listed(class_names)}"
+            f"{root} holds classes that the model does not know: {listed(unknown)}"
+            f"{did_you_mean(unknown[0], class_names)}; it knows {listed(class_names)}"
         )
-    return _labelled(part, class_names)
+    return labelled(part, class_names)
 
 
 def val_names(val_split: str | None, test_split: str | None = None) -> tuple[str, ...]:
@@ -142,33 +171,35 @@ def val_names(val_split: str | None, test_split: str | None = None) -> tuple[str
     return tuple(name for name in names if name != test_split)
 
 
-def _read_root(root: Path, train_split: str, val_split: str | None, test_split: str | None) -> Parts:
+def _read_root(root: Path, splits: SplitNames) -> Parts:
     """Read a folder in either layout."""
+    train_split, test_split = splits.train, splits.test
     folders = _subfolders(root)
     if _has_folders(root / train_split):
-        return _read_split_folders(root, folders, train_split, val_split, test_split)
+        return _read_split_folders(root, folders, splits)
     missing = f"{root} holds no folder {train_split}/ with class folders in it"
     looked = f"looked for {root}/{train_split}/CLASS/... and {root}/CLASS/... with files ending in {endings()}"
     if train_split != "train" or test_split is not None:
-        raise RequestError(f"{missing}; it holds {_listed(folders)}{did_you_mean(train_split, folders)}")
+        raise RequestError(
+            f"{missing}; it holds {listed(folders, none='no folders')}{did_you_mean(train_split, folders)}"
+        )
     if folders and set(folders) <= {"train", "test", *VAL_NAMES}:
-        raise RequestError(f"{missing}; it holds {_listed(folders)}; {looked}")
+        raise RequestError(f"{missing}; it holds {listed(folders, none='no folders')}; {looked}")
     if len(folders) == 1 and _has_folders(root / folders[0] / train_split):
         raise RequestError(f"{missing}; did you mean {root / folders[0]}?")
     part, notes = _read_classes(root, looked)
     return Parts(part, None, None, notes)
 
 
-def _read_split_folders(
-    root: Path, folders: Sequence[str], train_split: str, val_split: str | None, test_split: str | None
-) -> Parts:
+def _read_split_folders(root: Path, folders: Sequence[str], splits: SplitNames) -> Parts:
     """Read `root/SPLIT/CLASS/...`."""
-    val_found = [name for name in val_names(val_split, test_split) if (root / name).is_dir()][:1]
-    if val_split not in (None, "val") and not val_found:
-        raise RequestError(f"{root} has no folder {val_split}; it holds {_listed(folders)}")
+    train_split, test_split = splits.train, splits.test
+    val_found = [name for name in splits.val if (root / name).is_dir()][:1]
+    if len(splits.val) == 1 and not val_found:  # one name: it was asked for
+        raise RequestError(f"{root} has no folder {splits.val[0]}; it holds {listed(folders, none='no folders')}")
     if test_split is not None and not (root / test_split).is_dir():
         raise RequestError(
-            f"{root} has no folder {test_split}; it holds {_listed(folders)}{did_you_mean(test_split, folders)}"
+            f"{root} has no folder {test_split}; it holds {listed(folders)}{did_you_mean(test_split, folders)}"
         )
     read = [train_split, *val_found, *([test_split] if test_split is not None else [])]
     parts: dict[str, Part] = {}
@@ -181,7 +212,7 @@ def _read_split_folders(
         notes += left_out
     unread = [name for name in folders if name not in {Path(split).parts[0] for split in read}]
     if unread:
-        notes.append(f"{root}: not read: {_listed(unread)}")
+        notes.append(f"{root}: not read: {listed(unread)}")
     val = parts[val_found[0]] if val_found else None
     test = parts[test_split] if test_split is not None else None
     return Parts(parts[train_split], val, test, tuple(notes))
@@ -193,7 +224,7 @@ def _read_classes(root: Path, looked: str | None = None) -> tuple[Part, tuple[st
     found = scan_folder(root)
     if found.empty and found.names:
         raise RequestError(
-            f"{root} has class folders without pictures: {_listed(found.empty)}; fill or remove them "
+            f"{root} has class folders without pictures: {listed(found.empty)}; fill or remove them "
             f"(pictures end in {endings()})"
         )
     if not found.names:
@@ -207,66 +238,6 @@ def _read_classes(root: Path, looked: str | None = None) -> tuple[Part, tuple[st
             "move each into the folder of its class"
         )
     return Part(FileStore(root, found.names), classes), found.notes(root)
-
-
-def hold_out(parts: Parts, fraction: float, seed: int) -> Parts:
-    """Move a share of every class from train to val, chosen by (seed, picture name) alone."""
-    store, classes = parts.train.store, parts.train.classes
-    members = strata(classes)
-    in_val = np.zeros(len(store), dtype=bool)
-    for indices in members.values():
-        count = min(max(int(fraction * len(indices) + 0.5), 1), len(indices) - 1)
-        ranked = sorted(indices, key=lambda index: derive_seed(seed, "val", store.key(index)))
-        in_val[ranked[:count]] = True
-    in_val[whole_classes(classes, in_val)] = False
-    notes = [f"held out {fraction:.0%} of each class for validation: {in_val.sum():,} of {len(store):,} pictures"]
-    single = [label for label, indices in members.items() if len(indices) == 1]
-    if single and not is_multilabel(classes):
-        notes.append(f"classes with a single picture are not validated: {_listed(single)}")
-    if not in_val.any():
-        raise RequestError(
-            "every class has a single picture, so none can be held out; add pictures or set val_split: null"
-        )
-    train, val = (
-        Part(store.take(indices), [classes[index] for index in indices.tolist()])
-        for indices in (np.flatnonzero(~in_val), np.flatnonzero(in_val))
-    )
-    return Parts(train, val, parts.test, (*parts.notes, *notes), parts.class_names)
-
-
-def share_class_map(parts: Parts) -> Splits:
-    """Number the classes of the training split and label every split by them."""
-    trained = classes_in(parts.train.classes)
-    class_names = parts.class_names or tuple(sorted(trained, key=natural_key))
-    if len(trained) < 2:
-        raise RequestError(
-            f"only one class, {_listed(sorted(trained))}; a classifier needs two, one folder or label each"
-        )
-    for name, part in (("val", parts.val), ("test", parts.test)):
-        if part and is_multilabel(part.classes) != is_multilabel(parts.train.classes):
-            raise RequestError(f"{name} and train disagree on whether a picture has one class or a list of them")
-        unknown = sorted(classes_in(part.classes) - trained, key=natural_key) if part else []
-        if unknown:
-            raise RequestError(
-                f"classes in {name} that train does not have: {_listed(unknown)}{did_you_mean(unknown[0], trained)}"
-                f"; train has {_listed(class_names)}"
-            )
-    notes = list(parts.notes)
-    unused = [name for name in class_names if name not in trained]
-    if unused:
-        notes.append(f"classes without a training picture: {_listed(unused)}")
-    return Splits(
-        train=_labelled(parts.train, class_names),
-        val=_labelled(parts.val, class_names) if parts.val else None,
-        test=_labelled(parts.test, class_names) if parts.test else None,
-        class_names=class_names,
-        notes=tuple(notes),
-    )
-
-
-def _labelled(part: Part, class_names: Sequence[str]) -> ImageSet:
-    """Return the pictures with class indices for class names."""
-    return ImageSet(part.store, encode_labels(part.classes, class_names))
 
 
 def _subfolders(root: Path) -> list[str]:
@@ -285,10 +256,3 @@ def _subfolders(root: Path) -> list[str]:
 def _has_folders(folder: Path) -> bool:
     """Tell whether a folder exists and holds visible folders."""
     return folder.is_dir() and bool(_subfolders(folder))
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names for a message: the first ten, then how many more."""
-    shown = ", ".join(repr(name) for name in names[:_MAX_NAMES_SHOWN]) or "no folders"
-    more = len(names) - _MAX_NAMES_SHOWN
-    return f"{shown} and {more:,} more" if more > 0 else shown

@@ -1,4 +1,4 @@
-"""RGB pictures -> the tensors that a checkpoint expects, from its `PreprocessSpec`.
+"""Pictures, RGB or many channels, -> the tensors that a checkpoint expects, from its `PreprocessSpec`.
 
 The evaluation transform is timm's, number for number; the training transforms are torchvision's v2.
 Everything random draws from torch's default generator, and `apply_seeded` makes that a pure function
@@ -23,11 +23,11 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.suggest import did_you_mean
 
-Transform = Callable[[Image.Image], Tensor]
+Transform = Callable[[Image.Image | Tensor], Tensor]
 AUTO_AUGMENTS = ("randaugment", "trivialaugment")
 
 
-def apply_seeded(transform: Transform, image: Image.Image, seed: int) -> Tensor:
+def apply_seeded(transform: Transform, image: Image.Image | Tensor, seed: int) -> Tensor:
     """Apply a transform so that its result depends on the picture and the seed alone.
 
     torch's default generator is seeded and put back as it was (7 us; `torch.random.fork_rng` takes 600).
@@ -35,7 +35,7 @@ def apply_seeded(transform: Transform, image: Image.Image, seed: int) -> Tensor:
 
     Args:
         transform: any transform that draws from torch's default generator and from nothing else, as torchvision's do.
-        image: an RGB picture.
+        image: an RGB picture, or [C, H, W] uint8.
         seed: in [0, 2**63).
 
     Returns:
@@ -74,10 +74,10 @@ def build_train_transform(
         random_erasing: probability of replacing a rectangle by the mean colour.
 
     Returns:
-        A picklable function: RGB picture -> [C, H, W] float32, normalised.
+        A picklable function: RGB picture, or [C, H, W] uint8 of other channels, -> [C, H, W] float32, normalised.
 
     Raises:
-        RequestError: an option is outside of what it allows, or the model takes neither 1 nor 3 channels.
+        RequestError: an option is outside of what it allows, or is for colours and the model takes other channels.
     """
     _check_range("scale", scale, 1.0)
     _check_range("ratio", ratio, math.inf)
@@ -88,7 +88,7 @@ def build_train_transform(
         raise RequestError(f"color_jitter is {color_jitter}; it must be 0 or more")
     interpolation = v2.InterpolationMode(spec.interpolation)
     steps = [
-        *_channels(spec),
+        *_channels(spec, color_jitter=color_jitter, auto_augment=auto_augment),
         v2.RandomResizedCrop(spec.input_size[1:], scale=scale, ratio=ratio, interpolation=interpolation),
         *([v2.RandomHorizontalFlip(hflip)] if hflip else []),
         *([v2.RandomVerticalFlip(vflip)] if vflip else []),
@@ -109,10 +109,10 @@ def build_eval_transform(spec: PreprocessSpec, *, corruption: torch.nn.Module | 
         corruption: what is done to the cropped picture of bytes; see `corruptions.Corruption`.
 
     Returns:
-        A picklable function: RGB picture -> [C, H, W] float32, normalised.
+        A picklable function: RGB picture, or [C, H, W] uint8 of other channels, -> [C, H, W] float32, normalised.
 
     Raises:
-        RequestError: the model takes neither 1 nor 3 channels.
+        RequestError: the interpolation or corruption is for colours and the model takes other channels.
     """
     size = spec.input_size[1:]
     height, width = (math.floor(side / spec.crop_pct) for side in size)
@@ -126,7 +126,12 @@ def build_eval_transform(spec: PreprocessSpec, *, corruption: torch.nn.Module | 
     else:
         resize = [_FitResize((height, width), interpolation, inside=False), v2.CenterCrop(size)]
     transform: Transform = v2.Compose(
-        [*_channels(spec), *resize, *([] if corruption is None else [corruption]), *_normalised(spec)]
+        [
+            *_channels(spec, corruptions=corruption),
+            *resize,
+            *([] if corruption is None else [corruption]),
+            *_normalised(spec),
+        ]
     )
     return transform
 
@@ -140,12 +145,13 @@ class _FitResize(torch.nn.Module):
         self.interpolation = interpolation
         self.inside = inside
 
-    def forward(self, image: Image.Image) -> Image.Image:
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
         """Return the resized picture."""
-        ratios = image.height / self.size[0], image.width / self.size[1]
+        height, width = tvf.get_size(image)
+        ratios = height / self.size[0], width / self.size[1]
         ratio = max(ratios) if self.inside else min(ratios)
-        size = [max(round(side / ratio), 1) for side in (image.height, image.width)]
-        resized: Image.Image = tvf.resize(image, size, interpolation=self.interpolation)
+        size = [max(round(side / ratio), 1) for side in (height, width)]
+        resized: Image.Image | Tensor = tvf.resize(image, size, interpolation=self.interpolation)
         return resized
 
 
@@ -157,22 +163,48 @@ class _CropOrPad(torch.nn.Module):
         self.size = size
         self.color = color
 
-    def forward(self, image: Image.Image) -> Image.Image:
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
         """Return the picture in exactly the size asked for."""
-        down, right = (max(side, 0) for side in (self.size[0] - image.height, self.size[1] - image.width))
+        height, width = tvf.get_size(image)
+        down, right = max(self.size[0] - height, 0), max(self.size[1] - width, 0)
         if down or right:
             padding = [right // 2, down // 2, right - right // 2, down - down // 2]  # left, top, right, bottom
             image = tvf.pad(image, padding, fill=self.color)
-        cut: Image.Image = tvf.center_crop(image, list(self.size))
+        cut: Image.Image | Tensor = tvf.center_crop(image, list(self.size))
         return cut
 
 
-def _channels(spec: PreprocessSpec) -> list[torch.nn.Module]:
-    """Return the step that makes RGB what the model takes: nothing, or gray first of all, as timm's reader does."""
+class _TakeChannels(torch.nn.Module):
+    """Make a picture what the model takes: gray first of all, as timm's reader does; of other channels nothing fits."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.channels = channels
+        self.to_gray = v2.Grayscale() if channels == 1 else None
+
+    def forward(self, image: Image.Image | Tensor) -> Image.Image | Tensor:
+        """Return the picture with the model's channels."""
+        has = 3 if isinstance(image, Image.Image) else len(image)
+        if has != self.channels and (has != 3 or self.to_gray is None):
+            raise RequestError(
+                f"the picture has {has} channels and the model takes {self.channels}; set model.in_chans to the "
+                "pictures' number (alpha is transparency, never a channel)"
+            )
+        taken: Image.Image | Tensor = image if self.to_gray is None or has == 1 else self.to_gray(image)
+        return taken
+
+
+def _channels(spec: PreprocessSpec, **for_colors: object) -> list[torch.nn.Module]:
+    """Return the step that makes a picture what the model takes; refuse what only pictures of colours allow."""
     channels = spec.input_size[0]
     if channels not in (1, 3):
-        raise RequestError(f"the model takes {channels} channels, but pictures have 3, or 1 where they are made gray")
-    return [v2.Grayscale()] if channels == 1 else []
+        asked = [name for name, value in for_colors.items() if value]
+        asked += ["interpolation lanczos"] if spec.interpolation == "lanczos" else []
+        if asked:
+            raise RequestError(
+                f"the model takes {channels} channels, and {', '.join(asked)} is for colours; leave it out"
+            )
+    return [_TakeChannels(channels)]
 
 
 def _normalised(spec: PreprocessSpec) -> list[torch.nn.Module]:

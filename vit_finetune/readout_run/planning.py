@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.config import Config
-from vit_finetune.data import ImageSet, Splits
+from vit_finetune.data import Splits
+from vit_finetune.data.splitting import groups_in
 from vit_finetune.export import missing_for_onnx
 from vit_finetune.models import Backbone, FeatureLayout
 from vit_finetune.training import on_main, steps_in
@@ -54,7 +54,7 @@ class ReadoutPlan:
             num_folds=section.num_folds,
             how=section.folds,
             seed=config.run.seed,
-            groups=None if section.groups is None else _groups(splits.train, section.groups),
+            groups=None if section.groups is None else groups_in(splits.train.store, section.groups, "readout.groups"),
         )
         batch = min(train.global_batch_size, len(splits.train))
         clock = {"num_train": len(splits.train), "global_batch_size": batch}
@@ -101,18 +101,3 @@ def chosen_layers(asked: tuple[int, ...] | str, depth: int, names: tuple[str, ..
             f"readout.layers {wrong} are not in a network of {depth} blocks; give -{depth} to {depth - 1}"
         )
     return tuple(sorted({layer % depth for layer in asked}))
-
-
-def _groups(pictures: ImageSet, expression: str) -> list[str]:
-    """Return the group that each picture's path names.
-
-    Raises:
-        RequestError: a path that the expression does not find anything in.
-    """
-    found = [re.search(expression, pictures.store.key(index)) for index in range(len(pictures))]
-    if missing := [index for index, match in enumerate(found) if match is None]:
-        raise RequestError(
-            f"readout.groups {expression!r} finds nothing in {len(missing)} paths, such as "
-            f"{pictures.store.key(missing[0])}; it must match every training picture"
-        )
-    return [match.group(1 if match.re.groups else 0) or "" for match in found if match is not None]
