@@ -17,6 +17,7 @@ from vit_finetune.evaluation import EvalResult, score
 from vit_finetune.models import VisionTransformer, create_model, replace_head
 from vit_finetune.training import FitOptions, Progress, RunConsole, TrainPlan, fit, make_optimizer, parameter_groups
 from vit_finetune.training.averages import WeightAverage
+from vit_finetune.training.stopping import StopRequest
 
 NUM_CLASSES = 3
 NUM_TRAIN = 20
@@ -160,6 +161,7 @@ class Run:
         evaluate: Callable[[nn.Module], EvalResult] | None = None,
         progress: Progress | None = None,
         average: WeightAverage | None = None,
+        stop: StopRequest | None = None,
     ) -> Progress:
         """Train, with what the test leaves out taken from a usual run."""
         return fit(
@@ -174,6 +176,7 @@ class Run:
             console=self.console,
             progress=progress,
             average=average,
+            stop=stop,
         )
 
     def rows(self, split: str = "train") -> list[dict[str, Any]]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from vit_finetune.assembly import (
     Feeder,
@@ -23,19 +22,20 @@ from vit_finetune.assembly import (
     flat,
     make_objective,
     make_plan,
+    open_run_folder,
+    prepare_manifest,
     preprocess_of,
     settle_metric,
     settle_micro_batch,
     start_screen,
 )
 from vit_finetune.common.errors import RequestError
-from vit_finetune.common.files import write_json, write_text
+from vit_finetune.common.files import write_json
 from vit_finetune.common.machine import environment
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.corruptions import corruption_lines
-from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.data.sources import FROM_PYTHON
 from vit_finetune.evaluation import write_evaluation
 from vit_finetune.export import export_model_folder
@@ -52,7 +52,6 @@ from vit_finetune.training import (
     end_run,
     find_checkpoint,
     fit,
-    new_run_folder,
     on_main,
     restore,
     set_threads,
@@ -60,6 +59,7 @@ from vit_finetune.training import (
 )
 from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.checkpoint import load_checkpoint, load_start, save_start
+from vit_finetune.training.stopping import StopRequest
 from vit_finetune.tuning import merge_lora, require_peft, save_adapter
 
 
@@ -89,6 +89,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     overwrite: bool = False,
     replay: str | Path | None = None,
     data: Splits | None = None,
+    time_limit: float | None = None,
 ) -> RunResult:
     """Fine-tune a network as configured and return the best one.
 
@@ -99,6 +100,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         replay: plan.json of a run under `train.budget`, whose decisions are taken over, so that its result repeats.
         data: the pictures, already opened (see `splits_from`, `k_folds`); None opens what `config.data` names. In a
             recipe or mapping `data.source` then becomes `python`; a Config keeps what it says.
+        time_limit: seconds from now on until which the run must be saved; it stops in time, for another call to resume.
 
     Returns:
         The finished run.
@@ -106,10 +108,14 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     Raises:
         RequestError: the configuration, the data or the weights are not what they must be; nothing was written.
         WorkError: a loss or gradient is not finite, or the disk refused; what was written before is whole.
+        RunStopped: SIGTERM, SIGUSR1 or Ctrl-C, or `time_limit`, ended it early; `resume` goes on.
     """
+    stop = StopRequest(time_limit)
     keeps_data = data is None or isinstance(config, Config)
     config = Config.load(config, overrides=[] if keeps_data else [f"data.source={FROM_PYTHON}"])
     run_dir = Path(config.run.dir)
+    if time_limit is not None and (config.train.budget is not None or config.tuning.mode == "readout"):
+        raise RequestError("a time limit stops training between steps; a budget or a readout run has none of its own")
     if config.train.budget is not None:
         climbed = climb(config, train=finetune, resume=resume, overwrite=overwrite, replay=replay, data=data)
         return RunResult(run_dir, climbed.model, climbed.metrics, climbed.best_step, climbed.num_steps)
@@ -137,7 +143,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     # Pictures, with one class map over all splits.
     splits = data or open_splits(config.data, seed=config.run.seed)
     settled, about_metric = settle_metric(config, splits)
-    data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, run_dir, resuming=resuming))
+    data_hash = on_main(accelerator, lambda: prepare_manifest(splits, run_dir, resuming=resuming))
 
     # The network: pretrained weights, a new head, adapters if they train.
     torch.manual_seed(derive_seed(config.run.seed, "init"))
@@ -168,7 +174,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         "environment": environment(),
         "load_report": report.to_mapping(),
     }
-    on_main(accelerator, lambda: _open(run_dir, config, facts, start, resuming=resuming))
+    on_main(accelerator, lambda: open_run_folder(run_dir, config, facts, start, resuming=resuming))
     console.log_to(run_dir / "run.log")
     place = f"{accelerator.device}, {threads} threads"
     tuned = staging.tuned[plan.stages.index(begin)]
@@ -214,13 +220,15 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         run_dir=run_dir,
         console=console,
         average=average,
+        stop=stop,
     )
 
     def after_probe() -> None:
         if config.train.wise_ft:  # from here on the whole network is tuned
             on_main(accelerator, lambda: save_start(run_dir, model.state_dict()))
 
-    done = staging.run(train, progress, console, after_probe=after_probe)
+    with stop.listening():
+        done = staging.run(train, progress, console, after_probe=after_probe)
 
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
@@ -267,32 +275,3 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, plan.metric)))
     console.say(*end_screen(run_dir, finished.metrics, best_step=best_step, split=final_split, blend=blend))
     return finished
-
-
-def _pending_manifest(run_dir: Path) -> Path:
-    """Where the manifest waits until the run's folder may be made: nothing is left where a picture is bad."""
-    return run_dir.with_name(f".{run_dir.name}.manifest.parquet")
-
-
-def _prepare_manifest(splits: Splits, run_dir: Path, *, resuming: bool) -> str:
-    """Read and check every picture once and return the digest of them all."""
-    return manifest_hash(splits) if resuming else write_manifest(splits, _pending_manifest(run_dir))
-
-
-def _open(
-    run_dir: Path,
-    config: Config,
-    facts: Mapping[str, Any],
-    start: Mapping[str, Tensor] | None,
-    *,
-    resuming: bool,
-) -> None:
-    """Make the run's folder and write into it what is known before the first step."""
-    if not resuming:
-        with new_run_folder(run_dir) as folder:
-            write_text(folder / "config.yaml", config.to_yaml())
-            _pending_manifest(run_dir).replace(folder / "manifest.parquet")
-            if start is not None:
-                save_start(folder, start)
-    for name, values in facts.items():
-        write_json(run_dir / f"{name}.json", values)

@@ -7,6 +7,7 @@ from vit_finetune.assembly.feeding import Feeder, blend_with_start
 from vit_finetune.assembly.learning import make_objective, settle_metric
 from vit_finetune.assembly.network import add_adapters, build_model, preprocess_of, train_transform_of
 from vit_finetune.assembly.numbers import make_plan, settle_micro_batch
+from vit_finetune.assembly.opening import open_run_folder, prepare_manifest
 from vit_finetune.assembly.telling import end_screen, flat, start_screen
 
 __all__ = [
@@ -18,6 +19,8 @@ __all__ = [
     "flat",
     "make_objective",
     "make_plan",
+    "open_run_folder",
+    "prepare_manifest",
     "preprocess_of",
     "settle_metric",
     "settle_micro_batch",

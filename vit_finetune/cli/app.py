@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from vit_finetune.common.errors import VitFinetuneError
+from vit_finetune.common.errors import RunStopped, VitFinetuneError
 
 app = typer.Typer(
     help="From any pretrained ViT checkpoint to a classifier for your own images.",
@@ -24,6 +24,11 @@ ModelArgument = Annotated[
 ]
 
 
+def told(message: str, exit_code: int) -> str:
+    """Return the line for what ended a verb; a run that was stopped and saved is no error."""
+    return message if exit_code == RunStopped.exit_code else f"error: {message}"
+
+
 def main() -> None:
     """Run the command line; errors meant for people are one line on stderr and an exit code."""
     try:
@@ -32,7 +37,7 @@ def main() -> None:
         from vit_finetune.training.launch import report_failure
 
         if not report_failure(error):
-            print(f"error: {error}", file=sys.stderr)
+            print(told(str(error), error.exit_code), file=sys.stderr)
         sys.exit(error.exit_code)
     except RuntimeError as error:
         from vit_finetune.training.launch import launched_by_us, lost_a_peer

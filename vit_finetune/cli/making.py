@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from vit_finetune.cli.app import Overwrite, app
+from vit_finetune.cli.app import Overwrite, app, told
 from vit_finetune.common.errors import RequestError
 
 RecipesAction = StrEnum("RecipesAction", ["LIST", "SHOW", "COPY"])
@@ -26,6 +26,9 @@ def train(
     plan: Annotated[Path | None, typer.Option(help="Repeat the run under a budget that wrote this plan.json.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in run.dir, or start it.")] = False,
     overwrite: Overwrite = False,
+    time_limit: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Stop and save before so much time is over; go on by --resume.")
+    ] = None,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine that share the run.")] = 1,
 ) -> None:
     """Fine-tune a model as a recipe says.
@@ -34,12 +37,14 @@ def train(
 
     Example: vit-finetune train ./photos --budget 10m
     """
+    from vit_finetune.common.durations import seconds_of
     from vit_finetune.config import Config
     from vit_finetune.recipe import recipe_of_pictures
 
     recipe, implied = recipe_of_pictures(recipe)
     overrides = [*implied, *([f"train.budget={budget}"] if budget is not None else []), *(overrides or [])]
     config = Config.load(recipe, overrides=overrides)
+    seconds = None if time_limit is None else seconds_of(time_limit)
     if budget is not None and config.train.budget != budget:
         raise RequestError(f"--budget {budget} and train.steps or train.epochs contradict each other; give one of them")
     if num_processes > 1:
@@ -47,14 +52,15 @@ def train(
 
         flags = ["--resume"] * resume + ["--overwrite"] * overwrite
         flags += ["--plan", str(plan)] if plan is not None else []
+        flags += ["--time-limit", time_limit] if time_limit is not None else []
         code, message = launch(["train", recipe, *overrides, *flags], num_processes=num_processes)
         if message is not None:
-            print(f"error: {message}", file=sys.stderr)
+            print(told(message, code), file=sys.stderr)
         sys.exit(code)
     from vit_finetune.finetune import finetune
     from vit_finetune.training import leave_processes
 
-    finetune(config, resume=resume, overwrite=overwrite, replay=plan)
+    finetune(config, resume=resume, overwrite=overwrite, replay=plan, time_limit=seconds)
     leave_processes()
 
 

@@ -25,5 +25,11 @@ class RequestError(VitFinetuneError, ValueError):
     exit_code = 2
 
 
+class RunStopped(VitFinetuneError):  # noqa: N818 - nothing is wrong
+    """A run was asked to stop and is saved; `--resume` goes on with it."""
+
+    exit_code = 3
+
+
 class NotRepresentable(RequestError):  # noqa: N818 - it says what is the case, as the specification names it
     """A layout has no words for a network: what it computes, or what the other side would compute, can't be said."""

@@ -5,14 +5,18 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 
 from vit_finetune.common.errors import VitFinetuneError
 from vit_finetune.common.machine import num_cores
+from vit_finetune.training.stopping import SIGNALS
 
 _STARTED_BY_US = "VIT_FINETUNE_LAUNCHED"
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
@@ -45,13 +49,48 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> tuple[int, str | 
         monitor_interval=0.1,
     )
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "vit_finetune", *arguments)
+        _in_a_thread(lambda: elastic_launch(config, sys.executable)("-u", "-m", "vit_finetune", *arguments))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         told = failure.error_file_data.get("message", {})
         how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
         return max(1, failure.exitcode), told.get("message") or f"process {rank} of the run ended with {how}"
     return 0, None
+
+
+def _in_a_thread(work: Callable[[], object]) -> None:
+    """Do work while this thread passes signals on to the processes of the run.
+
+    torch's launcher would end them half a minute after a signal, whether they have saved or not; outside of the main
+    thread it leaves signals alone.
+    """
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    before = {number: signal.signal(number, _pass_on) for number in SIGNALS}
+    try:
+        thread.start()
+        while thread.is_alive():
+            thread.join(timeout=0.2)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if failed:
+        raise failed[0]
+
+
+def _pass_on(number: int, _frame: FrameType | None) -> None:
+    """Send a signal to the processes of the run, not to what they started themselves."""
+    import psutil  # comes with accelerate
+
+    for child in psutil.Process().children():
+        child.send_signal(number)
 
 
 def lost_a_peer(error: BaseException) -> bool:

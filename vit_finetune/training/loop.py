@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from vit_finetune.common.errors import WorkError
-from vit_finetune.common.machine import peak_memory_bytes
+from vit_finetune.common.errors import RunStopped, WorkError
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.evaluation import EvalResult
 from vit_finetune.training import checkpoint as store
@@ -35,6 +34,8 @@ from vit_finetune.training.optim import optimizer_tensors, set_lr
 from vit_finetune.training.plan import TrainPlan
 from vit_finetune.training.processes import gathered_lists, on_main
 from vit_finetune.training.progress import AVERAGE, FitOptions, Progress
+from vit_finetune.training.reporting import StepReport
+from vit_finetune.training.stopping import StopRequest
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -57,6 +58,7 @@ def fit(
     progress: Progress | None = None,
     until: int | None = None,
     average: WeightAverage | None = None,
+    stop: StopRequest | None = None,
 ) -> Progress:
     """Train from `progress.step` to `until`.
 
@@ -73,15 +75,19 @@ def fit(
         progress: where the run stands; None starts at step 0.
         until: steps done at which to stop, the end of a stage; None goes on to the plan's last step.
         average: of the weights, updated after each step and scored beside them; None keeps none.
+        stop: what may ask for an early end; None knows nobody who does.
 
     Returns:
         Where the run stands then; before `until` where patience ended it.
 
     Raises:
         WorkError: a loss or gradient is not finite (the checkpoints before it are whole), or the disk is full.
+        RunStopped: `stop` asked for it; the last step is saved.
     """
     at = progress or Progress()
-    loop = _Loop(model, optimizer, accelerator, plan, options, evaluate, run_dir, console, at, average)
+    loop = _Loop(
+        model, optimizer, accelerator, plan, options, evaluate, run_dir, console, at, average, stop or StopRequest()
+    )
     last = plan.num_steps if until is None else until
     with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar:
         loop.run(batches, bar, last)
@@ -102,6 +108,7 @@ class _Loop:
     console: RunConsole
     at: Progress
     average: WeightAverage | None
+    stop: StopRequest
 
     def __post_init__(self) -> None:
         self.bare: nn.Module = self.accelerator.unwrap_model(self.model)
@@ -109,7 +116,10 @@ class _Loop:
         self.checkpoints = self.run_dir / "checkpoints"
         self.metrics = Journal(self.run_dir / "metrics.jsonl", enabled=is_main)
         self.timing = Journal(self.run_dir / "timing.jsonl", enabled=is_main)
+        every = self.options.log_every_steps
+        self.report = StepReport(self.plan, self.accelerator, self.metrics, self.timing, every)
         self.saved_at = time.monotonic()
+        self.must_stop = False  # after this step, on every process alike
         self.micro = MicroBatches(self.plan, least=1 if self.options.objective.mixing is None else 2)
 
     def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress, last: int) -> None:
@@ -120,12 +130,16 @@ class _Loop:
             micro_batches = next(batches)
             waited = time.monotonic() - started
             loss, grad_norm = self.train_step(micro_batches)
-            self.tell(bar, loss, grad_norm, waited, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            self.report.tell(bar, self.at.step, loss=loss, grad_norm=grad_norm, waited=waited, seconds=seconds)
             if self.plan.evaluates_at(self.at.step):
                 self.score_and_compare()
             is_due = self.plan.saves_at(self.at.step) or self.at.best_step == self.at.step or self.is_over()
-            if is_due or self.minutes_are_over():
+            self.stop.took(step=time.monotonic() - started)
+            if is_due or self.must_stop or self.minutes_are_over():
                 self.save()
+            if self.must_stop and self.at.step < self.plan.num_steps:
+                raise RunStopped(self.why_stopped())
 
     def is_over(self) -> bool:
         """Say whether patience has ended the run."""
@@ -133,7 +147,6 @@ class _Loop:
 
     def train_step(self, micro_batches: Sequence[TrainBatch]) -> tuple[float, float]:
         """Do one optimizer step; return the global batch's mean loss and the norm of its gradient."""
-        world = self.accelerator.num_processes
         set_lr(self.optimizer, self.plan.lr_at(self.at.step))
         loss_sum = self.micro.run(
             lambda size, synchronised: self.gradients(cut(micro_batches, size), synchronised=synchronised),
@@ -145,9 +158,11 @@ class _Loop:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         limit = self.options.max_grad_norm or math.inf  # an infinite limit measures and changes nothing
         grad_norm = self.accelerator.clip_grad_norm_(parameters, limit)
-        if world > 1:
-            loss_sum = self.accelerator.reduce(loss_sum, reduction="sum")
-        mean_loss, norm = (torch.stack([loss_sum.cpu().double(), grad_norm.cpu().double()])).tolist()
+        told = torch.stack([loss_sum.detach(), torch.full_like(loss_sum, self.stop.is_wanted())])
+        if self.accelerator.num_processes > 1:
+            told = self.accelerator.reduce(told, reduction="sum")
+        self.must_stop = bool(told[1])
+        mean_loss, norm = (torch.stack([told[0].cpu().double(), grad_norm.cpu().double()])).tolist()
         mean_loss /= self.plan.global_batch_size
         self.update(mean_loss, norm, micro_batches)
         return mean_loss, norm
@@ -205,30 +220,6 @@ class _Loop:
             "lower optimizer.lr, or look at those pictures"
         )
 
-    def tell(self, bar: StepProgress, loss: float, grad_norm: float, waited: float, seconds: float) -> None:
-        """Write the figures of the step that was just done."""
-        step, plan = self.at.step, self.plan
-        lr = plan.lr_at(step - 1)
-        rate = plan.global_batch_size / seconds
-        shown = {
-            "loss": f"{loss:.4f}",
-            "lr": f"{lr:.2e}",
-            "images/s": f"{rate:.1f}",
-            "data wait": f"{waited / seconds:.0%}",
-        }
-        bar.update(step, shown)
-        if step % self.options.log_every_steps and step != plan.num_steps:
-            return
-        row = {"step": step, "epoch": plan.epoch_at(step), "split": "train", "loss": loss, "lr": lr}
-        if math.isfinite(grad_norm):
-            row["grad_norm"] = grad_norm
-        self.metrics.write(row)
-        is_cuda = self.accelerator.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated() if is_cuda else peak_memory_bytes()
-        timing = {"seconds": seconds, "images_per_second": rate, "data_wait_seconds": waited, "peak_memory_bytes": peak}
-        self.timing.write({"step": step, **timing})
-        self.accelerator.log({f"train/{key}": row[key] for key in ("loss", "lr")}, step=step)
-
     def score_and_compare(self) -> None:
         """Evaluate, write the figures and remember the best step."""
         step = self.at.step
@@ -258,6 +249,11 @@ class _Loop:
                 f"step {step}  ends the run: {self.at.num_not_better} evaluations without a better {metric}"
             )
 
+    def why_stopped(self) -> str:
+        """Say who asked for the end of the run, and how it goes on."""
+        reasons = sorted({reason for reason in gathered_lists(self.accelerator, [self.stop.reason]) if reason})
+        return f"stopped by {', '.join(reasons)} after step {self.at.step}, which is saved; go on with --resume"
+
     def minutes_are_over(self) -> bool:
         """Say, alike on every process, whether the clock asks for a checkpoint."""
         if self.options.every_minutes is None:
@@ -268,8 +264,10 @@ class _Loop:
 
     def save(self) -> None:
         """Write the checkpoint of the step that was just done, then the pointers, then remove old ones."""
+        started = time.monotonic()
         on_main(self.accelerator, self.write_checkpoint)
         self.saved_at = time.monotonic()
+        self.stop.took(save=self.saved_at - started)
 
     def write_checkpoint(self) -> None:
         """Write what a resumed run needs; on the first process only."""
