@@ -194,7 +194,8 @@ def evaluate(
 
     Args:
         run_or_model: what `Predictor` takes.
-        data: a folder CLASS/picture (or SPLIT/CLASS/picture), a data section, Splits, or an ImageSet.
+        data: a folder CLASS/picture (or SPLIT/CLASS/picture), a file that lists pictures, a data section, Splits, or
+            an ImageSet.
         split: train, val or test, where `data` has several; None takes test if there is one, else val.
         predictor: use this one instead of loading `run_or_model`.
 

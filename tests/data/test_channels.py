@@ -16,7 +16,7 @@ from PIL import Image
 
 from vit_finetune import Predictor, finetune
 from vit_finetune.common.errors import RequestError
-from vit_finetune.data.images import check_header, decode_picture
+from vit_finetune.data.images import check_header, decode_image, decode_picture
 
 
 def tiff(values: np.ndarray, **options: Any) -> bytes:
@@ -25,7 +25,7 @@ def tiff(values: np.ndarray, **options: Any) -> bytes:
     return file.getvalue()
 
 
-@pytest.mark.parametrize("channels", [4, 5, 12])
+@pytest.mark.parametrize("channels", [2, 3, 4, 5, 12])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 @pytest.mark.parametrize("layout", ["contig", "separate"])
 @pytest.mark.parametrize("byteorder", ["<", ">"])
@@ -40,9 +40,9 @@ def test_decode_picture__every_channel(channels: int, dtype: type, layout: str, 
     assert picture.dtype == torch.uint8
     assert np.array_equal(picture.numpy(), wanted)
     header = check_header(data, name="x.tif")
-    assert (header.width, header.height) == (9, 6)
-    if (layout, byteorder) != ("separate", ">"):  # of these Pillow finds out late that it cannot read them
-        assert header.mode == f"{channels}x{8 * dtype().itemsize}"
+    assert (header.width, header.height, header.mode) == (9, 6, f"{channels}x{8 * dtype().itemsize}")
+    with pytest.raises(RequestError):  # nobody gets the first channel for the whole picture
+        decode_image(data)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP", "BMP", "GIF"])
@@ -107,6 +107,10 @@ def test_finetune__five_channels(tmp_path: Path) -> None:
     assert done.metrics["accuracy"] == 1.0
     assert set(pq.read_table(tmp_path / "run" / "manifest.parquet")["mode"].to_pylist()) == {"5x16"}
     assert Predictor(tmp_path / "run")(tmp_path / "pics" / "b").labels == ("b",) * 6
+    config["evaluation"] = {"corruptions": True}
+    with pytest.raises(RequestError, match="corruptions are for pictures of colours, and the network takes 5"):
+        finetune({**config, "run": {**config["run"], "dir": str(tmp_path / "corrupted")}})
+    del config["evaluation"]
     config["model"]["in_chans"] = 3
     config["run"]["dir"] = str(tmp_path / "other")
     with pytest.raises(

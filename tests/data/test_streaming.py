@@ -140,6 +140,9 @@ def test_load_splits__what_cannot_be_streamed(tmp_path: Path) -> None:
         load_splits(root=root, streaming=True)
     with pytest.raises(RequestError, match="no column 'labl'; did you mean 'label'"):
         load_splits(source=root / "data", streaming=True, label_column="labl")
+    datasets.Dataset.from_dict({"label": [0, 1]}).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(RequestError, match="is a saved data set, and only parquet is streamed"):
+        load_splits(source=tmp_path / "saved", streaming=True)
     images = load_splits(source=root / "data", streaming=True).train
     for path in (root / "data").iterdir():
         path.unlink()

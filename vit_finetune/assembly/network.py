@@ -85,7 +85,16 @@ def add_adapters(config: Config, model: Backbone) -> None:
 
 
 def preprocess_of(config: Config, model: Backbone, report: LoadReport) -> PreprocessSpec:
-    """Return the checkpoint's preprocessing, with what the recipe says laid over it."""
+    """Return the checkpoint's preprocessing, with what the recipe says laid over it.
+
+    Raises:
+        RequestError: corruptions are asked for and the network takes no pictures of colours.
+    """
+    if config.evaluation.corruptions and model.config.in_chans not in (1, 3):
+        raise RequestError(
+            f"evaluation.corruptions are for pictures of colours, and the network takes {model.config.in_chans} "
+            "channels; leave them out"
+        )
     asked = config.data.model_dump(include={"interpolation", "crop_pct", "crop_mode", "mean", "std"}, exclude_none=True)
     spec = report.preprocess.with_size(*model.config.img_size)
     left = tuple(name for name in spec.assumed if name not in asked)

@@ -11,9 +11,11 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL.TiffImagePlugin import TiffImageFile
 from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
@@ -35,6 +37,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _MAX_16_BIT = 65535
+_SAMPLES = ExifTags.Base.SamplesPerPixel
 
 
 def decode_picture(source: str | Path | bytes | Image.Image, *, name: str | None = None) -> Image.Image | Tensor:
@@ -124,6 +127,8 @@ def check_header(data: bytes, *, name: str) -> Header:
     try:
         try:
             with Image.open(io.BytesIO(data)) as image:
+                if _is_part(image):
+                    return Header(*channels_header(data))
                 return Header(image.width, image.height, image.mode)
         except UnidentifiedImageError:
             if not is_tiff(data):
@@ -133,8 +138,18 @@ def check_header(data: bytes, *, name: str) -> Header:
         raise _unreadable(error, data, name) from error
 
 
+def _is_part(image: Image.Image) -> TypeGuard[TiffImageFile]:
+    """Tell whether a file has channels without a colour meaning, of which Pillow would only show the first."""
+    if not isinstance(image, TiffImageFile):
+        return False
+    is_gray = image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 1
+    return is_gray and image.tag_v2.get(_SAMPLES, 1) > len(image.getbands())
+
+
 def _to_rgb(image: Image.Image) -> Image.Image:
     """Return an upright RGB copy of an opened picture."""
+    if _is_part(image):
+        raise UnidentifiedImageError(f"it has {image.tag_v2[_SAMPLES]} channels, which are no colours")
     image.load()  # first: TIFF and AVIF turn themselves upright here and drop the tag
     # Not ImageOps.exif_transpose: it also writes the EXIF block anew, which fails on blocks it can read.
     turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))

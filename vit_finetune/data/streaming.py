@@ -143,8 +143,9 @@ def _files(source: str) -> dict[str, tuple[_File, ...]]:
     import fsspec
 
     builder = opened(source, datasets.load_dataset_builder)
-    if builder.name != "parquet":
-        raise RequestError(f"{source} is {builder.name}, and only parquet is streamed; set data.streaming false")
+    kind = getattr(builder, "name", "a saved data set")  # which is opened at once
+    if kind != "parquet":
+        raise RequestError(f"{source} is {kind}, and only parquet is streamed; set data.streaming false")
     found: dict[str, tuple[_File, ...]] = {}
     for split, urls in builder.config.data_files.items():
         files = []
