@@ -111,7 +111,7 @@ class Rehearsal:
         is_scaled = accelerator.mixed_precision == "fp16"
         finite = bool(loss.isfinite()) and (is_scaled or all(bool(grad.isfinite().all()) for grad in trained))
         if not finite and not any(finding.code == "non_finite" for finding in self.findings):
-            self.findings += found("non_finite", [Example(f"loss {float(loss):g} in {accelerator.mixed_precision}")])
+            self.findings += found("non_finite", [Example(f"loss {loss.item():g} in {accelerator.mixed_precision}")])
         optimizer.step()
         optimizer.zero_grad()
 

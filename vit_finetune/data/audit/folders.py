@@ -54,8 +54,9 @@ def check_folders(root: Path, *, train_split: str, val_split: str | None, test_s
     try:
         beside, layout = _layout(root, train_split, val_split, test_split)
         scans = {split: scan_folder(root / folder, strict=False) for split, folder in layout.items()}
-    except OSError as error:
-        raise RequestError(f"cannot list the data folder {printable(str(root))}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+        reason = getattr(error, "strerror", None) or error
+        raise RequestError(f"cannot list the data folder {printable(str(root))}: {reason}") from error
     findings: list[Finding] = []
     for check in (_unlisted, _loose, _empty, _bad_names, _loops, _extra):
         findings += found(*check(layout, scans))
