@@ -6,7 +6,6 @@ import math
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +13,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vit_finetune.assembly import Feeder, add_adapters, build_model, make_plan, preprocess_of, settle_micro_batch
+from vit_finetune.assembly import (
+    add_adapters,
+    build_model,
+    make_plan,
+    preprocess_of,
+    settle_micro_batch,
+    train_transform_of,
+)
 from vit_finetune.common.errors import VitFinetuneError
 from vit_finetune.common.machine import peak_memory_bytes
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.audit.findings import Example, Finding, found, printable
-from vit_finetune.data.loader import Batch, default_num_workers
+from vit_finetune.data.loader import Batch, default_num_workers, train_batches
 from vit_finetune.models import Backbone
 from vit_finetune.readout_run.planning import ReadoutPlan
 from vit_finetune.staging import Staging
@@ -91,10 +97,16 @@ class Rehearsal:
 
     def _load(self, preprocess: PreprocessSpec, plan: TrainPlan) -> tuple[Batch, float]:
         """Return a micro-batch and the seconds that it took to decode and vary in this process."""
-        alone = Config.load(self._config, overrides=["data.num_workers=0"])
         size = plan.per_device_batch_size
-        plan = replace(plan, global_batch_size=size, gradient_accumulation_steps=1)
-        batches = Feeder(alone, self._splits, preprocess, plan, self._accelerator).train(0)
+        batches = train_batches(
+            self._splits.train,
+            train_transform_of(self._config, preprocess),
+            seed=plan.seed,
+            global_batch_size=size,
+            per_device_batch_size=size,
+            start_step=0,
+            num_steps=2,
+        )
         next(batches)  # the first one imports codecs
         started = time.perf_counter()
         (batch,) = next(batches)

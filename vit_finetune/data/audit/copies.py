@@ -78,8 +78,8 @@ def _label(splits: Splits, place: Place) -> str:
     return f"{split}, {', '.join(map(printable, names)) or 'no class'}"
 
 
-def _thumbs(texts: Iterable[str | None]) -> NDArray[np.uint8]:
-    data = b"".join(bytes.fromhex(text or "") for text in texts)
+def _thumbs(thumbs: Iterable[bytes | None]) -> NDArray[np.uint8]:
+    data = b"".join(thumb or b"" for thumb in thumbs)
     return np.frombuffer(data, dtype=np.uint8).reshape(-1, THUMB, THUMB)
 
 

@@ -15,7 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -44,7 +44,7 @@ _BEGINNINGS = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class PictureFacts:
     """What a picture's file is.
 
@@ -59,7 +59,7 @@ class PictureFacts:
         height: as stored.
         orientation: of EXIF, 1 to 8; 1 is upright.
         animated: it has several frames or pages.
-        thumb: 256 grey values in hexadecimal, row by row; None where the pixels were not looked at.
+        thumb: 256 grey values, row by row; None where the pixels were not looked at.
         mean: of each colour, of pixels in [0, 1].
         square: mean square of each colour.
     """
@@ -74,7 +74,7 @@ class PictureFacts:
     height: int = 0
     orientation: int = 1
     animated: bool = False
-    thumb: str | None = None
+    thumb: bytes | None = None
     mean: tuple[float, ...] = ()
     square: tuple[float, ...] = ()
 
@@ -85,9 +85,15 @@ class PictureFacts:
 
     @classmethod
     def of(cls, values: Mapping[str, Any]) -> PictureFacts:
-        """Return the facts that `vars` gave, after a stay in a memo."""
+        """Return the facts that `to_mapping` gave."""
         plain: dict[str, Any] = {key: tuple(part) if isinstance(part, list) else part for key, part in values.items()}
+        plain["thumb"] = None if plain["thumb"] is None else bytes.fromhex(plain["thumb"])
         return cls(**plain)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return the facts as JSON values."""
+        thumb = None if self.thumb is None else self.thumb.hex()
+        return {**{item.name: getattr(self, item.name) for item in fields(self)}, "thumb": thumb}
 
 
 @dataclass
@@ -145,7 +151,7 @@ def read_facts(
                 new[index] if fact is None else PictureFacts.of(fact) for index, fact in zip(chunk, known, strict=True)
             ]
             lasting = {index: fact for index, fact in new.items() if fact.fault != "unreadable"}  # rights have no time
-            memo.add({stamps[index - chunk.start]: vars(fact) for index, fact in lasting.items()}, pixels=pixels)
+            memo.add({stamps[index - chunk.start]: fact.to_mapping() for index, fact in lasting.items()}, pixels=pixels)
             pace.num_read += len(new)
             pace.num_known += len(chunk) - len(new)
             pace.num_bytes += sum(fact.num_bytes for fact in new.values())
@@ -249,7 +255,7 @@ def _colours(image: Image.Image) -> dict[str, Any]:
     levels = np.arange(256) / 255
     thumb = image.convert("L").resize((THUMB, THUMB), Image.Resampling.BOX)
     return {
-        "thumb": thumb.tobytes().hex(),
+        "thumb": thumb.tobytes(),
         "mean": tuple((histogram @ levels).tolist()),
         "square": tuple((histogram @ levels**2).tolist()),
     }

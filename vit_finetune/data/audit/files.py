@@ -19,7 +19,7 @@ from vit_finetune.data.image_set import Splits
 Facts = Mapping[str, Sequence[PictureFacts]]  # of each split, in order
 Says = Callable[[PictureFacts, str], str | None]  # what is to be said of a picture with its key, if anything
 MAX_ASPECT = 5.0  # longer over shorter side
-_FAULTS = ("unreadable", "empty_file", "not_a_picture", "bomb", "damaged")
+FAULTS = ("unreadable", "empty_file", "not_a_picture", "bomb", "damaged")  # of single files: what no decoder opens
 _SAME_FORMAT = {"MPO": "JPEG", "APNG": "PNG"}
 _FLAT = 0.004  # standard deviation of pixels in [0, 1] below which a picture is of one colour: one grey level
 _MAX_SHIFT = 1.0  # standard deviations between the data's mean colour and the checkpoint's
@@ -44,7 +44,7 @@ def check_files(splits: Splits, facts: Facts) -> list[Finding]:
     def whole(says: Says) -> Says:
         return lambda fact, key: None if fact.fault else says(fact, key)
 
-    checks: dict[str, Says] = {code: says_fault(code) for code in _FAULTS}
+    checks: dict[str, Says] = {code: says_fault(code) for code in FAULTS}
     checks |= {
         "animated": whole(lambda fact, _: fact.format if fact.animated else None),
         "large_picture": whole(_large),

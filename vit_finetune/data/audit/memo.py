@@ -23,18 +23,20 @@ class Memo:
 
     def __init__(self, path: Path | None) -> None:
         self._path = path
-        self._known: dict[str, tuple[bool, dict[str, Any]]] = {}
+        # Lines as they are, since a million of them in pieces would fill the memory: stamp -> (pixels, line).
+        self._known: dict[str, tuple[bool, bytes]] = {}
         if path is not None and path.is_file():
-            for line in path.read_bytes().splitlines():
-                self._learn(line)
+            with path.open("rb") as file:
+                for line in file:
+                    self._learn(line)
 
     def _learn(self, line: bytes) -> None:
         try:
-            version, stamp, pixels, facts = json.loads(line)
+            version, stamp, pixels, _ = json.loads(line)
         except ValueError:
             return
         if version == _FORMAT and not (self._known.get(stamp, (False,))[0] and not pixels):
-            self._known[stamp] = (pixels, facts)
+            self._known[stamp] = (pixels, line)
 
     def get(self, stamp: str, *, pixels: bool) -> dict[str, Any] | None:
         """Return what is known about a file, or None.
@@ -44,7 +46,10 @@ class Memo:
             pixels: its pixels must have been looked at.
         """
         known = self._known.get(stamp) if stamp else None
-        return known[1] if known is not None and (known[0] or not pixels) else None
+        if known is None or (pixels and not known[0]):
+            return None
+        facts: dict[str, Any] = json.loads(known[1])[3]
+        return facts
 
     def add(self, facts: Mapping[str, Mapping[str, Any]], *, pixels: bool) -> None:
         """Remember facts about files by their stamp.
