@@ -225,8 +225,12 @@ def test_before_training__says_stops_and_is_switched_off(tmp_path: Path, monkeyp
         check_before_training(config, resume=False, say=said.append)
     check_before_training(Config.load(config, overrides=["run.check=off"]), resume=False)
     (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.yaml").touch()
+    (tmp_path / "run/config.yaml").write_text(config.to_yaml(), encoding="utf-8")
     check_before_training(config, resume=True)
+    with pytest.raises(RequestError, match="holds a run already"):  # told before a file is read
+        check_before_training(config, resume=False)
+    with pytest.raises(RequestError, match="the data would stop this run"):
+        check_before_training(config, resume=False, overwrite=True)
     monkeypatch.setenv("RANK", "1")
     check_before_training(config, resume=False)
 

@@ -45,7 +45,7 @@ def train(
         raise RequestError(f"--budget {budget} and train.steps or train.epochs contradict each other; give one of them")
     from vit_finetune.preflight import check_before_training
 
-    check_before_training(config, resume=resume)
+    check_before_training(config, resume=resume, overwrite=overwrite)
     if num_processes > 1:
         from vit_finetune.training.launch import launch
 

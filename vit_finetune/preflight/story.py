@@ -21,7 +21,7 @@ from vit_finetune.preflight.outcome import CheckResult
 from vit_finetune.preflight.rehearsal import Rehearsal
 from vit_finetune.preflight.report import finding_lines, write_report
 from vit_finetune.preflight.suspects import suspect_labels
-from vit_finetune.training import set_threads, start_accelerator
+from vit_finetune.training import check_run_folder, set_threads, start_accelerator
 from vit_finetune.training.launch import launched_by_us
 
 if TYPE_CHECKING:
@@ -115,7 +115,7 @@ def _accelerator(config: Config) -> Accelerator:
     )
 
 
-def check_before_training(config: Config, *, resume: bool, say: Say = print) -> None:
+def check_before_training(config: Config, *, resume: bool, overwrite: bool = False, say: Say = print) -> None:
     """Check the data at the quick level before a run starts, where the recipe wants that.
 
     One process of a run does it. A run that goes on was checked when it began.
@@ -123,14 +123,17 @@ def check_before_training(config: Config, *, resume: bool, say: Say = print) -> 
     Args:
         config: of the run.
         resume: the run goes on, where there is one.
+        overwrite: the run in `run.dir` is replaced.
         say: told what was found.
 
     Raises:
-        RequestError: training would stop at what was found.
+        RequestError: training would stop at what was found, or cannot have its folder.
     """
     is_first = os.environ.get("RANK", "0") == "0" and not launched_by_us()
-    goes_on = resume and (Path(config.run.dir) / "config.yaml").is_file()
-    if config.run.check == "off" or goes_on or not is_first:
+    if config.run.check == "off" or not is_first:
+        return
+    values = config.model_dump(mode="json")
+    if check_run_folder(Path(config.run.dir), values, resume=resume, overwrite=overwrite):
         return
     result = check(config, say=say)
     for finding in result.findings:

@@ -65,7 +65,7 @@ def _told(splits: Splits, groups: Iterable[Sequence[Place]], code: str) -> list[
         kind = f"{code}_conflict" if len(labels) > 1 else f"{code}_across_splits" if across else code
         names = [printable(sets[split].name(index)) for split, index in group]
         told = [f"{name} ({_label(splits, place)})" for name, place in zip(names, group, strict=True)]
-        cases[kind].append(Example(names[0], "; ".join(told), tuple(group)))
+        cases[kind].append(Example(told[0], "; ".join(told[1:]), tuple(group)))
     return [finding for kind, examples in cases.items() for finding in found(kind, examples)]
 
 
