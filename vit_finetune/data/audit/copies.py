@@ -94,9 +94,13 @@ def perceptual_hashes(thumbs: NDArray[np.uint8]) -> NDArray[np.uint64]:
     """
     steps = np.arange(THUMB) + 0.5
     waves = np.cos(np.pi * steps[None] * np.arange(_FREQUENCIES)[:, None] / THUMB)
-    spectrum = np.einsum("ki,nij,lj->nkl", waves, thumbs.astype(np.float64), waves).reshape(len(thumbs), -1)[:, 1:]
-    bits = spectrum > np.median(spectrum, axis=1, keepdims=True)
-    return np.asarray(bits @ (np.uint64(1) << np.arange(63, dtype=np.uint64)), dtype=np.uint64)
+    hashes = np.empty(len(thumbs), dtype=np.uint64)
+    for start in range(0, len(thumbs), _BLOCK):
+        part = thumbs[start : start + _BLOCK].astype(np.float64)
+        spectrum = (waves @ part @ waves.T).reshape(len(part), -1)[:, 1:]
+        bits = spectrum > np.median(spectrum, axis=1, keepdims=True)
+        hashes[start : start + _BLOCK] = bits @ (np.uint64(1) << np.arange(63, dtype=np.uint64))
+    return hashes
 
 
 def near_pairs(thumbs: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -110,13 +114,13 @@ def near_pairs(thumbs: NDArray[np.uint8]) -> NDArray[np.int64]:
     Returns:
         Places [P, 2], the lower first; of several with one hash each is paired with the first of them.
     """
-    flat = thumbs.reshape(len(thumbs), THUMB * THUMB).astype(np.float32)
-    flat -= flat.mean(axis=1, keepdims=True)
-    length = np.linalg.norm(flat, axis=1, keepdims=True)
-    shown = np.flatnonzero(length[:, 0] >= _FLAT)
+    unit = thumbs.reshape(len(thumbs), THUMB * THUMB).astype(np.float32)
+    unit -= unit.mean(axis=1, keepdims=True)
+    length = np.sqrt(np.einsum("nf,nf->n", unit, unit))
+    unit /= np.maximum(length, 1e-6)[:, None]
+    shown = np.flatnonzero(length >= _FLAT)
     if len(shown) < 2:
         return np.empty((0, 2), dtype=np.int64)
-    unit = flat / np.maximum(length, 1e-6)
     hashes, first, member = np.unique(perceptual_hashes(thumbs[shown]), return_index=True, return_inverse=True)
     own = np.stack([first[member], np.arange(len(shown))], axis=1)
     pairs = np.concatenate([own[own[:, 0] != own[:, 1]], *(first[block] for block in _close(hashes))])
