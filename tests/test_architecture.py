@@ -45,11 +45,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
     "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "staging"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},
-    "preflight": _ALL_ROOMS | {"assembly", "predict"},
+    "preflight": _ALL_ROOMS | {"assembly", "pictures", "predict", "readout_run", "staging"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
     "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "soups", "sweeps"},
+    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight", "soups", "sweeps"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -82,7 +82,7 @@ LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a 
 MAX_SCRIPT_LINES = 60
 
 # A verb joins with its issue, whole.
-VERBS = {"train", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
+VERBS = {"train", "check", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

@@ -73,7 +73,7 @@ def test_train__a_folder_of_pictures_and_a_budget(say: Any, monkeypatch: pytest.
     told = {}
     module = sys.modules["vit_finetune.finetune"]  # the package's attribute of this name is the function
     monkeypatch.setattr(module, "finetune", lambda config, **options: told.update(options, config=config))
-    (tmp_path / "photos").mkdir()
+    make_pictures(tmp_path / "photos", train=2, val=1)
     assert say("train", tmp_path / "photos", "--budget", "90s", "--plan", "plan.json").code == 0
     config = told["config"]
     assert (config.data.root, config.run.dir) == (str(tmp_path / "photos"), "runs/photos")

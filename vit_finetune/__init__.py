@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from vit_finetune.pictures import open_splits
     from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted, picture_batches
+    from vit_finetune.preflight import CheckResult, check
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.sweeps import SweepResult, sweep
     from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, save_adapter
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "CheckResult",
     "Config",
     "ConversionReport",
     "EvalResult",
@@ -68,6 +70,7 @@ __all__ = [
     "attention_maps",
     "average_checkpoints",
     "average_state_dicts",
+    "check",
     "convert_checkpoint",
     "convert_state_dict",
     "create_model",
@@ -108,6 +111,7 @@ _ROOMS = {
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
     "pictures": ("open_splits",),
     "predict": ("Predictor", "evaluate", "evaluate_corrupted", "picture_batches"),
+    "preflight": ("CheckResult", "check"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "sweeps": ("SweepResult", "sweep"),
     "tuning": ("add_lora", "apply_tuning", "merge_lora", "save_adapter"),

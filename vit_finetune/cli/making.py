@@ -13,6 +13,7 @@ from vit_finetune.cli.app import Overwrite, app, told
 from vit_finetune.common.errors import RequestError
 
 RecipesAction = StrEnum("RecipesAction", ["LIST", "SHOW", "COPY"])
+CheckLevel = StrEnum("CheckLevel", ["QUICK", "FULL"])
 
 
 @app.command()
@@ -47,6 +48,9 @@ def train(
     seconds = None if time_limit is None else seconds_of(time_limit)
     if budget is not None and config.train.budget != budget:
         raise RequestError(f"--budget {budget} and train.steps or train.epochs contradict each other; give one of them")
+    from vit_finetune.preflight import check_before_training
+
+    check_before_training(config, resume=resume, overwrite=overwrite)
     if num_processes > 1:
         from vit_finetune.training.launch import launch
 
@@ -62,6 +66,41 @@ def train(
 
     finetune(config, resume=resume, overwrite=overwrite, replay=plan, time_limit=seconds)
     leave_processes()
+
+
+@app.command()
+def check(
+    recipe: Annotated[str, typer.Argument(help="A YAML file, the name of a shipped recipe, or a folder of pictures.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...")] = None,
+    *,
+    level: Annotated[CheckLevel, typer.Option(help="full decodes, judges labels and tries a batch, too.")] = (
+        CheckLevel.FULL
+    ),
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the report; RUN.DIR_check if not given. An earlier one is replaced.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what is wrong with a data set and a recipe before a run: go, go with warnings or stop (exit code 1).
+
+    Example: vit-finetune check ./photos --level quick
+    """
+    import json
+
+    from vit_finetune.config import Config
+    from vit_finetune.preflight import check as run_check
+    from vit_finetune.preflight.report import check_output, result_lines
+    from vit_finetune.recipe import recipe_of_pictures
+
+    recipe, implied = recipe_of_pictures(recipe)
+    config = Config.load(recipe, overrides=[*implied, *(overrides or [])])
+    folder = Path(f"{config.run.dir}_check") if output is None else output
+    check_output(folder)
+    result = run_check(config, level=level, output=folder, say=lambda line: print(line, file=sys.stderr))
+    print(json.dumps(result.to_mapping()) if as_json else "\n".join(result_lines(result)))
+    if not as_json:
+        print(f"report   {folder / 'check.html'}")
+    sys.exit(1 if result.verdict == "stop" else 0)
 
 
 @app.command()

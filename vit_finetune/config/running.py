@@ -63,3 +63,6 @@ class RunConfig(Section):
     """Experiment trackers that get the figures of metrics.jsonl, through Accelerate."""
     log_every_steps: PositiveInt = 1
     """Training figures are written to metrics.jsonl every so many steps."""
+    check: Literal["quick", "off"] = "quick"
+    """What the command `train` does with the data before it starts: quick reads every file and looks at names, headers,
+    copies and classes, stops at what training would stop at and says the rest."""

@@ -29,6 +29,7 @@ class Scan:
         num_hidden: entries that were left out because their name begins with a dot.
         num_other: files that were left out because their ending is not a picture's.
         num_loops: links that were left out because they lead back to a folder that holds them.
+        unlisted: folders whose names could not be read, with the reason; only where that is no error.
     """
 
     names: tuple[str, ...]
@@ -36,6 +37,7 @@ class Scan:
     num_hidden: int = 0
     num_other: int = 0
     num_loops: int = 0
+    unlisted: tuple[tuple[str, str], ...] = ()
 
     def notes(self, root: Path) -> tuple[str, ...]:
         """Return one line for people about what was left out below `root`; none if nothing was."""
@@ -64,24 +66,32 @@ def natural_key(name: str) -> NaturalKey:
     return parts, name
 
 
-def scan_folder(root: Path) -> Scan:
+def scan_folder(root: Path, *, strict: bool = True) -> Scan:
     """List the picture files below a folder, folder by folder, in natural order.
 
     Args:
         root: an existing folder.
+        strict: a folder below it that cannot be listed is an error; else it is told in `unlisted`.
 
     Raises:
         RequestError: a folder cannot be listed.
     """
     names: list[str] = []
     empty: list[str] = []
+    unlisted: list[tuple[str, str]] = []
     num_hidden = num_other = num_loops = 0
     pending: list[tuple[str, frozenset[str]]] = [("", frozenset())]
     while pending:
         relative, above = pending.pop()
         folder = root / relative
         above = above | {os.path.realpath(folder)}
-        files, folders, hidden = _list(folder)
+        try:
+            files, folders, hidden = _list(folder)
+        except OSError as error:
+            if strict:
+                raise RequestError(f"cannot list the folder {folder}: {error.strerror}") from error
+            unlisted.append((relative, str(error.strerror)))
+            continue
         pictures = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         inner = [name for name in folders if os.path.realpath(folder / name) not in above]
         prefix = f"{relative}/" if relative else ""
@@ -92,7 +102,7 @@ def scan_folder(root: Path) -> Scan:
         num_loops += len(folders) - len(inner)
         if relative and not pictures and not inner:
             empty.append(relative)
-    return Scan(tuple(names), tuple(empty), num_hidden, num_other, num_loops)
+    return Scan(tuple(names), tuple(empty), num_hidden, num_other, num_loops, tuple(unlisted))
 
 
 def find_images(paths: Iterable[str | Path]) -> list[Path]:
@@ -131,12 +141,17 @@ def _list(folder: Path) -> tuple[list[str], list[str], int]:
 
     Hidden is what begins with a dot, as `._x.jpg` beside `x.jpg` in an archive from a Mac. A broken link is a file.
     """
-    try:
-        with os.scandir(folder) as entries:
-            listed = [(entry.name, entry.is_dir()) for entry in entries]
-    except OSError as error:
-        raise RequestError(f"cannot list the folder {folder}: {error.strerror}") from error
+    with os.scandir(folder) as entries:
+        listed = [(entry.name, _is_folder(entry)) for entry in entries]
     visible = [(name, is_dir) for name, is_dir in listed if not name.startswith(".")]
     files = [name for name, is_dir in visible if not is_dir]
     folders = [name for name, is_dir in visible if is_dir]
     return files, folders, len(listed) - len(visible)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder, or a link to one; a link to itself is none."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False

@@ -122,7 +122,7 @@ def search_readout(name: str, table: FeatureTable, folds: np.ndarray, *, recipe:
         probes = grid_of_heads(table, recipe) if name == "sgd_grid" else attentive_probes(table, num_heads=num_heads)
         trials = list(_search_probes(name, table, folds, probes, recipe))
     else:
-        per_space = [list(_search_linear(name, table, folds, space)) for space in spaces_of(name, table)]
+        per_space = [list(search_linear(name, table, folds, space)) for space in spaces_of(name, table)]
         trials = [trial for trial, _ in itertools.chain(*per_space)]
         trials += [_average(name, per_space)] if len(per_space) > 1 else []
     seconds = (time.perf_counter() - started) / len(trials)
@@ -168,8 +168,18 @@ def _linear_fits(name: str) -> list[LinearFit]:
     return ridge + [LinearFit("logistic", SPATIAL_DIMS, 0.5, penalty) for penalty in PENALTIES[1:4]]
 
 
-def _search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Space) -> Iterator[tuple[Trial, Held]]:
-    """Score solvers and penalties on one space; inner products are computed once."""
+def search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Space) -> Iterator[tuple[Trial, Held]]:
+    """Score solvers and penalties on one space; inner products are computed once.
+
+    Args:
+        name: a linear readout.
+        table: the training pictures, of which at most `MAX_LANDMARKS` are looked at.
+        folds: the fold of each picture [N].
+        space: the features.
+
+    Returns:
+        Each try with its logits of held-out pictures, fold by fold in ascending order.
+    """
     marks = landmarks_of(table)
     gram = gram_of(table, space, Scaling(table, space, marks), marks, marks)
     held = {how: Held() for how in _linear_fits(name)}
