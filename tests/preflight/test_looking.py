@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+import tifffile
 from faulty_pictures import FAULTS, clean, faulty, noise, save
 from PIL import Image
 from run_helpers import tiny_config
@@ -38,6 +40,32 @@ def counts(found: Look) -> dict[str, int]:
 def test_look__a_clean_set_has_no_finding(tmp_path: Path, pixels: bool) -> None:
     """No false alarm, at either depth."""
     found = seen(clean(tmp_path / "set"), pixels=pixels)
+    assert counts(found) == {}
+    assert {split: len(facts) for split, facts in found.facts.items()} == {"train": 27, "val": 12}
+
+
+@pytest.mark.parametrize("pixels", [False, True])
+def test_look__pictures_of_many_channels_are_no_fault(tmp_path: Path, pixels: bool) -> None:
+    """A TIFF that Pillow does not know, and training reads, is a picture; one that ends early is damaged."""
+    root = clean(tmp_path / "set")
+    values = np.random.default_rng(0).integers(0, 256, (40, 50, 5), dtype=np.uint8)
+    for index in range(2):
+        path = root / "train" / "blue" / f"wide{index}.tif"
+        tifffile.imwrite(path, values + index, photometric="minisblack", planarconfig="contig")
+    assert counts(seen(root, pixels=pixels)) == {"colour_modes": 2}  # beside RGB, which is worth a word
+    whole = (root / "train" / "blue" / "wide1.tif").read_bytes()
+    (root / "train" / "blue" / "wide1.tif").write_bytes(whole[:200])
+    assert any(finding.code in ("damaged", "not_a_picture") for finding in seen(root, pixels=pixels).findings)
+
+
+def test_look__a_list_beside_a_root(tmp_path: Path) -> None:
+    """The pictures of a list are looked at, not the folder that its paths start from."""
+    root = clean(tmp_path / "set")
+    save(noise(1), root / "stray.png")
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*/*/*.png"))
+    rows = [f"{name},{name.split('/')[1]},{name.split('/')[0]}" for name in names]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label,split", *rows]))
+    found = seen(root, source=str(tmp_path / "list.csv"))
     assert counts(found) == {}
     assert {split: len(facts) for split, facts in found.facts.items()} == {"train": 27, "val": 12}
 
