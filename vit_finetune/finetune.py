@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vit_finetune.assembly import (
     Feeder,
+    SkippedImages,
     add_adapters,
     blend_with_start,
     build_model,
@@ -132,7 +133,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
 
     # Pictures, with one class map over all splits.
     splits = data or open_splits(config.data, seed=config.run.seed)
-    data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, run_dir, resuming=resuming))
+    data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, config, resuming=resuming))
 
     # The network: pretrained weights, a new head, adapters if they train.
     torch.manual_seed(derive_seed(config.run.seed, "init"))
@@ -182,7 +183,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         )
 
     # Training, with evaluation and checkpoints on the way; most runs have one stage.
-    feeder = Feeder(config, splits, preprocess, plan, accelerator)
+    skipped = SkippedImages(config.data, splits, run_dir, accelerator, console)
+    feeder = Feeder(config, splits, preprocess, plan, accelerator, skipped)
     options = FitOptions(
         label_smoothing=config.train.label_smoothing,
         max_grad_norm=config.train.max_grad_norm,
@@ -192,6 +194,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         log_every_steps=config.run.log_every_steps,
         settings=settings,
         name_sample=splits.train.name,
+        count_images=skipped.count if skipped.allowed else None,
     )
     train = partial(
         fit,
@@ -233,6 +236,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             files = [pictures.name(index) for index in range(len(pictures))]
             write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final_split, class_names=names)
             summary = {"split": final_split, **result.metrics, "num_samples": result.num_samples, **summary}
+            summary["num_skipped"] = skipped.number_in(pictures)
             summary["per_class"] = result.per_class
         if corrupted is not None:
             summary["corruptions"] = corrupted
@@ -244,6 +248,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     end_run(accelerator)
     if corrupted is not None:
         console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, config.evaluation.metric)))
+    console.say(*skipped.lines())
     console.say(*_end_screen(finished, final_split, blend))
     return finished
 
@@ -253,9 +258,12 @@ def _pending_manifest(run_dir: Path) -> Path:
     return run_dir.with_name(f".{run_dir.name}.manifest.parquet")
 
 
-def _prepare_manifest(splits: Splits, run_dir: Path, *, resuming: bool) -> str:
+def _prepare_manifest(splits: Splits, config: Config, *, resuming: bool) -> str:
     """Read and check every picture once and return the digest of them all."""
-    return manifest_hash(splits) if resuming else write_manifest(splits, _pending_manifest(run_dir))
+    allowed = None if config.data.on_bad_image == "error" else config.data.max_bad_fraction
+    if resuming:
+        return manifest_hash(splits, max_bad_fraction=allowed)
+    return write_manifest(splits, _pending_manifest(Path(config.run.dir)), max_bad_fraction=allowed)
 
 
 def _open(

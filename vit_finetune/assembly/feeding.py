@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from vit_finetune.assembly.network import train_transform_of
+from vit_finetune.assembly.skipping import SkippedImages
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
+from vit_finetune.data.bad_images import BadImage
+from vit_finetune.data.batch import Batch
 from vit_finetune.data.corruptions import Corruption, over_corruptions
-from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, train_batches
+from vit_finetune.data.loader import default_num_workers, eval_batches, train_batches
 from vit_finetune.data.transforms import build_eval_transform
 from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, wise_ft_blend
 from vit_finetune.models import Backbone
@@ -32,6 +35,7 @@ class Feeder:
     preprocess: PreprocessSpec
     plan: TrainPlan
     accelerator: Accelerator
+    skipped: SkippedImages
 
     def _share(self) -> dict[str, Any]:
         accelerator, workers = self.accelerator, self.config.data.num_workers
@@ -42,6 +46,7 @@ class Feeder:
             "world_size": accelerator.num_processes,
             "num_workers": workers,
             "pin_memory": accelerator.device.type == "cuda",
+            "skip_bad": self.skipped.allowed,
         }
 
     def train(self, start_step: int) -> Iterator[list[Batch]]:
@@ -75,20 +80,22 @@ class Feeder:
         keep_predictions: bool = False,
         corruption: Corruption | None = None,
     ) -> EvalResult:
-        """Score every picture once over all processes."""
+        """Score every picture that can be read once over all processes."""
         size = self.config.evaluation.batch_size
         size = self.plan.per_device_batch_size if isinstance(size, str) else size
+        batches = eval_batches(
+            pictures,
+            build_eval_transform(self.preprocess, corruption=corruption),
+            batch_size=size,
+            seed=0 if corruption is None else corruption.seed(self.plan.seed),
+            **self._share(),
+        )
+        bad: list[BadImage] = []
         return score(
             model,
-            eval_batches(
-                pictures,
-                build_eval_transform(self.preprocess, corruption=corruption),
-                batch_size=size,
-                seed=0 if corruption is None else corruption.seed(self.plan.seed),
-                **self._share(),
-            ),
+            self.skipped.watch(batches, bad),
             class_names=self.splits.class_names,
-            num_expected=len(pictures),
+            num_expected=lambda: self.skipped.num_readable(pictures, bad),
             accelerator=self.accelerator,
             keep_predictions=keep_predictions,
         )

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import model_validator
+
 from vit_finetune.config.data import DataConfig
 from vit_finetune.config.model import ModelConfig
 from vit_finetune.config.readout import ReadoutConfig
@@ -46,6 +48,13 @@ class Config(Section):
     evaluation: EvaluationConfig = EvaluationConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     run: RunConfig = RunConfig()
+
+    @model_validator(mode="after")
+    def _who_can_leave_out(self) -> Config:
+        if self.data.on_bad_image != "error" and (self.tuning.mode == "readout" or self.train.budget is not None):
+            what = "tuning.mode readout" if self.tuning.mode == "readout" else "train.budget"
+            raise ValueError(f"data.on_bad_image {self.data.on_bad_image} does not work with {what}; give error")
+        return self
 
     @classmethod
     def load(cls, source: Config | Mapping[str, Any] | str | Path, *, overrides: Iterable[str] = ()) -> Config:

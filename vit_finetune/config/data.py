@@ -57,6 +57,11 @@ class DataConfig(Section):
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that decode pictures, per training process; auto: none on a CPU, up to 8 for an accelerator."""
 
+    on_bad_image: Literal["error", "skip", "quarantine"] = "error"
+    """A picture that cannot be read: stop; leave it out and list it; or, too, copy its file into the run's folder."""
+    max_bad_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of a split's pictures that may be left out before the run stops."""
+
     @model_validator(mode="after")
     def _one_place(self) -> DataConfig:
         if (self.root is None) == (self.source is None):

@@ -8,64 +8,27 @@ hold no state, and neither their number nor the number of ranks changes a pixel.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from vit_finetune.common.errors import RequestError, VitFinetuneError
 from vit_finetune.common.machine import num_cores
 from vit_finetune.common.seeding import derive_seed
+from vit_finetune.data.bad_images import BadImage, is_bad_image
+from vit_finetune.data.batch import Batch
 from vit_finetune.data.image_set import ImageSet
 from vit_finetune.data.order import balanced_order, eval_indices, global_batch, rank_part
 from vit_finetune.data.transforms import Transform, apply_seeded
 
 _MAX_WORKERS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples that go through the model together.
-
-    Attributes:
-        images: [b, C, H, W] float32, normalised.
-        labels: [b] int64, class index, -1 where it is not known; multi-label: [b, K] uint8, 1 for a class it has.
-        indices: [b] int64, which samples of the image set.
-        sample_seeds: [b] int64, what each sample's noise inside the model is drawn from.
-        positions: [b] int64, the place of each sample in the global batch of the step.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    sample_seeds: Tensor
-    positions: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.labels)
-
-    def part(self, rows: slice) -> Batch:
-        """Return some of the samples, as views."""
-        return Batch(*(getattr(self, item.name)[rows] for item in fields(self)))
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Return the batch on a device.
-
-        Args:
-            device: where to.
-            non_blocking: do not wait for the copy; only helps from pinned memory.
-        """
-        return Batch(*(getattr(self, item.name).to(device, non_blocking=non_blocking) for item in fields(self)))
-
-    def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory; `DataLoader` calls this."""
-        return Batch(*(getattr(self, item.name).pin_memory() for item in fields(self)))
 
 
 class _Request(NamedTuple):
@@ -88,38 +51,66 @@ class _Result(NamedTuple):
 class _Worker(Dataset[_Result | VitFinetuneError]):
     """Turns requests into batches; lives in every worker process."""
 
-    def __init__(self, images: ImageSet, transform: Transform, seed: int) -> None:
+    def __init__(
+        self, images: ImageSet, transform: Transform, seed: int, *, skip_bad: bool = False, in_pairs: bool = False
+    ) -> None:
         self.images = images
         self.transform = transform
         self.seed = seed
+        self.skip_bad = skip_bad
+        self.in_pairs = in_pairs
 
     def __getitem__(self, request: _Request) -> _Result | VitFinetuneError:
         """Return the batch; an error for the user is returned too, because torch rewrites what is raised."""
         try:
-            pictures = [
-                self._picture(epoch, index)
-                for epoch, index in zip(request.epochs.tolist(), request.indices.tolist(), strict=True)
-            ]
+            pictures, bad = self._pictures(request)
         except VitFinetuneError as error:
             return error
-        noise = [derive_seed(self.seed, "noise", request.step, index) for index in request.indices.tolist()]
+        kept = np.array([row for row, picture in enumerate(pictures) if picture is not None], dtype=np.int64)
+        if self.in_pairs:  # whose neighbour is bad has nobody to be mixed with, and sits out this step
+            kept = kept[np.isin(kept ^ 1, kept)]
+        indices = request.indices[kept]
+        noise = [derive_seed(self.seed, "noise", request.step, index) for index in indices.tolist()]
         batch = Batch(
-            images=torch.stack(pictures),
-            labels=torch.from_numpy(self.images.labels[request.indices]),
-            indices=torch.from_numpy(request.indices),
+            images=self._stacked([picture for row in kept if (picture := pictures[row]) is not None]),
+            labels=torch.from_numpy(self.images.labels[indices]),
+            indices=torch.from_numpy(indices),
             sample_seeds=torch.tensor(noise, dtype=torch.int64),
-            positions=torch.arange(request.start, request.start + len(pictures)),
+            positions=torch.from_numpy(request.start + kept),
+            bad=tuple(bad),
         )
         return _Result(batch, request.is_last)
 
-    def _picture(self, epoch: int, index: int) -> Tensor:
-        """Return one transformed picture."""
-        image = self.images.load(index)
+    def _pictures(self, request: _Request) -> tuple[list[Tensor | None], list[BadImage]]:
+        """Return every picture transformed, None for the bad ones, and what is wrong with those."""
+        pictures: list[Tensor | None] = []
+        bad = []
+        for epoch, index in zip(request.epochs.tolist(), request.indices.tolist(), strict=True):
+            try:
+                image = self.images.load(index)
+            except RequestError as error:
+                if not (self.skip_bad and is_bad_image(error)):
+                    raise
+                bad.append(BadImage(index, str(error)))
+                pictures.append(None)
+                continue
+            pictures.append(self._transformed(image, epoch, index))
+        return pictures, bad
+
+    def _transformed(self, image: Image.Image, epoch: int, index: int) -> Tensor:
+        """Return one view of a picture."""
         try:
             return apply_seeded(self.transform, image, derive_seed(self.seed, "augment", epoch, index))
         except Exception as error:
             error.add_note(f"while transforming {self.images.name(index)}, {image.width}x{image.height} pixels")
             raise
+
+    def _stacked(self, pictures: list[Tensor]) -> Tensor:
+        """Return pictures [b, C, H, W]; of none, too, in the shape of any other."""
+        if pictures:
+            return torch.stack(pictures)
+        example = apply_seeded(self.transform, Image.new("RGB", (8, 8)), seed=0)
+        return example.new_empty((0, *example.shape))
 
 
 def train_batches(
@@ -137,6 +128,7 @@ def train_batches(
     pin_memory: bool = False,
     balanced: bool = False,
     in_pairs: bool = False,
+    skip_bad: bool = False,
 ) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each training step.
 
@@ -154,9 +146,12 @@ def train_batches(
         pin_memory: hand over page-locked memory, for faster copies to a GPU.
         balanced: visit every class equally often (`order.balanced_order`) instead of every sample once an epoch.
         in_pairs: never part the samples 2i and 2i + 1 of a global batch; both sizes are even.
+        skip_bad: leave out a picture that cannot be read, and in pairs its neighbour for that step, instead of raising;
+            `Batch.bad` names it. No other picture takes its place.
 
     Yields:
-        For each step one or more batches. Their number may differ between ranks.
+        For each step one or more batches. Their number may differ between ranks. A batch is empty only where all the
+        rank's samples of the step are bad.
 
     Raises:
         RequestError: a size is impossible, or a picture cannot be read; the message names it.
@@ -180,7 +175,8 @@ def train_batches(
                 stop = min(start + per_device_batch_size, mine.stop)
                 yield _Request(step, epochs[start:stop], indices[start:stop], start, stop == mine.stop)
 
-    return _steps(_run(_Worker(image_set, transform, seed), requests(), num_workers, pin_memory))
+    worker = _Worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
+    return _steps(_run(worker, requests(), num_workers, pin_memory))
 
 
 def _balanced(image_set: ImageSet, seed: int) -> Callable[[int], NDArray[np.int64]]:
@@ -210,6 +206,7 @@ def eval_batches(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
+    skip_bad: bool = False,
 ) -> Iterator[Batch]:
     """Yield this rank's share of an image set, in order, every sample once over all ranks.
 
@@ -223,9 +220,11 @@ def eval_batches(
         world_size: how many processes there are.
         num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
         pin_memory: hand over page-locked memory, for faster copies to a GPU.
+        skip_bad: leave out a picture that cannot be read instead of raising; `Batch.bad` names it.
 
     Yields:
-        Batches; none where there are more ranks than samples and this rank has no share.
+        Batches, empty where all their samples are bad; none where there are more ranks than samples and this rank has
+        no share.
 
     Raises:
         RequestError: a picture cannot be read; the message names it.
@@ -238,7 +237,7 @@ def eval_batches(
         for start in range(0, len(indices), batch_size)
         for part in [indices[start : start + batch_size]]
     )
-    results = _run(_Worker(image_set, transform, seed), requests, num_workers, pin_memory)
+    results = _run(_Worker(image_set, transform, seed, skip_bad=skip_bad), requests, num_workers, pin_memory)
     return (result.batch for result in results)
 
 
@@ -258,12 +257,15 @@ def default_num_workers(device_kind: str, world_size: int) -> int:
 
 
 def _steps(results: Iterator[_Result]) -> Iterator[list[Batch]]:
-    """Gather micro-batches into steps."""
+    """Gather micro-batches into steps, without empty ones unless there is nothing else."""
     step: list[Batch] = []
     for result in results:
         step.append(result.batch)
         if result.is_last:
-            yield step
+            filled = [batch for batch in step if len(batch)] or step[:1]
+            lost = tuple(bad for batch in step if all(batch is not kept for kept in filled) for bad in batch.bad)
+            filled[0] = replace(filled[0], bad=filled[0].bad + lost)
+            yield filled
             step = []
 
 

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_file
+from vit_finetune.data.bad_images import is_bad_image
 from vit_finetune.data.image_set import ImageSet, Splits
 from vit_finetune.data.images import check_header
 
@@ -27,21 +28,23 @@ _COLUMNS = ("split", "index", "name", "label", "class_name", "num_bytes", "sha25
 _Entry = tuple[str, int, str, int | list[int], str | list[str], int, str]
 
 
-def write_manifest(splits: Splits, path: Path) -> str:
+def write_manifest(splits: Splits, path: Path, *, max_bad_fraction: float | None = None) -> str:
     """Write the manifest of a data set as parquet, whole or not at all.
 
     Args:
         splits: the data set; every file is read once.
         path: the file to write. Columns: split (train, val, test), index (position in the split), name
             (below the root, or split#row), label, class_name (multi-label: lists), num_bytes, sha256.
+        max_bad_fraction: share of a split's pictures that may be bad; they stand in the manifest like others, without
+            bytes with -1 and an empty hash. None allows none.
 
     Returns:
         The same digest as `manifest_hash`; it also stands in the file's metadata as `manifest_hash`.
 
     Raises:
-        RequestError: pictures that cannot be read, named.
+        RequestError: more pictures that cannot be read than allowed, named.
     """
-    entries = _read_entries(splits)
+    entries = _read_entries(splits, max_bad_fraction)
     digest = _digest(entries)
     columns: list[Any] = [list(column) for column in zip(*entries, strict=True)]
     table = pa.table(columns, names=_COLUMNS).replace_schema_metadata({"manifest_hash": digest})
@@ -60,19 +63,20 @@ def trained_on(path: Path) -> set[tuple[str, str]]:
     return {(row["name"], row["sha256"]) for row in rows if row["split"] == "train"}
 
 
-def manifest_hash(splits: Splits) -> str:
+def manifest_hash(splits: Splits, *, max_bad_fraction: float | None = None) -> str:
     """Return a digest that changes with any picture's split, name, class or bytes, or with their order.
 
     Args:
         splits: the data set; every file is read once. Where it lies does not matter.
+        max_bad_fraction: as for `write_manifest`.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        RequestError: pictures that cannot be read, named.
+        RequestError: more pictures that cannot be read than allowed, named.
     """
-    return _digest(_read_entries(splits))
+    return _digest(_read_entries(splits, max_bad_fraction))
 
 
 def split_digests(path: Path) -> dict[str, str]:
@@ -88,41 +92,47 @@ def split_digests(path: Path) -> dict[str, str]:
     return {split: digest.hexdigest() for split, digest in digests.items()}
 
 
-def _read_entries(splits: Splits) -> list[_Entry]:
+def _read_entries(splits: Splits, max_bad_fraction: float | None) -> list[_Entry]:
     """Read and check every file, several at a time, and return the rows in order."""
     entries: list[_Entry] = []
     errors: list[RequestError] = []
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for split, images in splits.named():
 
-            def read(index: int, split: str = split, images: ImageSet = images) -> _Entry | RequestError:
+            def read(index: int, split: str = split, images: ImageSet = images) -> tuple[_Entry, RequestError | None]:
                 return _read_entry(split, images, index, splits.class_names)
 
-            for result in pool.map(read, range(len(images))):
-                if isinstance(result, RequestError):
-                    errors.append(result)
-                else:
-                    entries.append(result)
+            rows, found = zip(*pool.map(read, range(len(images))), strict=True) if len(images) else ((), ())
+            entries.extend(rows)
+            bad = [error for error in found if error is not None]
+            if max_bad_fraction is None or len(bad) > max_bad_fraction * len(images):
+                errors.extend(bad)
+            else:
+                errors.extend(error for error in bad if not is_bad_image(error))
     if errors:
         more = f"; and {len(errors) - _MAX_ERRORS_SHOWN:,} more" if len(errors) > _MAX_ERRORS_SHOWN else ""
-        raise RequestError("; ".join(str(error) for error in errors[:_MAX_ERRORS_SHOWN]) + more)
+        spent = "" if max_bad_fraction is None else f"; data.max_bad_fraction {max_bad_fraction:g} allows no more"
+        raise RequestError("; ".join(str(error) for error in errors[:_MAX_ERRORS_SHOWN]) + more + spent)
     return entries
 
 
-def _read_entry(split: str, images: ImageSet, index: int, class_names: tuple[str, ...]) -> _Entry | RequestError:
-    """Return the row of one picture, or why it has none."""
+def _read_entry(
+    split: str, images: ImageSet, index: int, class_names: tuple[str, ...]
+) -> tuple[_Entry, RequestError | None]:
+    """Return the row of one picture, and what is wrong with it."""
+    data, wrong = None, None
     try:
         data = images.store.read(index)
         check_header(data, name=images.name(index))
     except RequestError as error:
-        return error
-    digest = hashlib.sha256(data).hexdigest()
+        wrong = error
+    size, digest = (-1, "") if data is None else (len(data), hashlib.sha256(data).hexdigest())
     if images.is_multilabel:
         labels = images.labels[index].nonzero()[0].tolist()
         names = [class_names[label] for label in labels]
-        return split, index, images.store.key(index), labels, names, len(data), digest
+        return (split, index, images.store.key(index), labels, names, size, digest), wrong
     label = int(images.labels[index])
-    return split, index, images.store.key(index), label, class_names[label], len(data), digest
+    return (split, index, images.store.key(index), label, class_names[label], size, digest), wrong
 
 
 def _digest(entries: list[_Entry]) -> str:

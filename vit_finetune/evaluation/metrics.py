@@ -7,7 +7,7 @@ pictures seen is compared with the number there are. Nothing is padded and nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -95,7 +95,7 @@ def score(
     batches: Iterable[LabelledBatch],
     *,
     class_names: Sequence[str],
-    num_expected: int,
+    num_expected: int | Callable[[], int],
     accelerator: Accelerator | None = None,
     device: torch.device | None = None,
     keep_predictions: bool = False,
@@ -106,7 +106,7 @@ def score(
         model: gives logits [B, K] for images [B, C, H, W]; its mode is put back afterwards.
         batches: this process's share; empty is fine.
         class_names: K names, in the order of the logits.
-        num_expected: pictures of the whole split.
+        num_expected: pictures of the whole split; or what tells, once all were seen, how many of them can be read.
         accelerator: adds up over its processes and sets the precision; None for one process.
         device: where to compute without an accelerator.
         keep_predictions: gather every picture's probabilities, in data set order.
@@ -143,8 +143,9 @@ def score(
     if accelerator is not None and accelerator.num_processes > 1:
         counts = accelerator.reduce(counts.to(place), reduction="sum").cpu()
         loss_sum = accelerator.reduce(loss_sum.to(place), reduction="sum").cpu()
-    if int(counts[0].sum()) != num_expected:
-        raise WorkError(f"scored {int(counts[0].sum())} pictures of {num_expected}; each must be counted once")
+    expected = num_expected if isinstance(num_expected, int) else num_expected()
+    if int(counts[0].sum()) != expected:
+        raise WorkError(f"scored {int(counts[0].sum())} pictures of {expected}; each must be counted once")
     return _result(counts.numpy(), float(loss_sum), class_names, _gathered(kept, num_classes, accelerator))
 
 

@@ -2,8 +2,8 @@
 
 A step is a pure function of (configuration, step, state): its batch, its learning rate and its noise follow
 from the step's number, so nothing but tensors and that number has to be saved. Gradients are exact for any
-split of the global batch: each micro-batch's summed loss is scaled by world_size / global_batch_size, which
-undoes the averaging over processes. Accelerate gives device, precision, wrapping, clipping and reduction;
+split of the global batch: each micro-batch's summed loss is scaled by world_size / pictures in the step, which undoes
+the averaging over processes. Accelerate gives device, precision, wrapping, clipping and reduction;
 loaders, schedule and accumulation are ours.
 """
 
@@ -118,6 +118,7 @@ class _Loop:
         self.metrics = Journal(self.run_dir / "metrics.jsonl", enabled=is_main)
         self.timing = Journal(self.run_dir / "timing.jsonl", enabled=is_main)
         self.saved_at = time.monotonic()
+        self.num_images = self.plan.global_batch_size  # of the step, over all processes; fewer where some are bad
         self.micro = MicroBatches(self.plan, least=2 if self.options.keep_pairs else 1)
 
     def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress, last: int) -> None:
@@ -127,6 +128,8 @@ class _Loop:
             started = time.monotonic()
             micro_batches = next(batches)
             waited = time.monotonic() - started
+            if self.options.count_images is not None:
+                self.num_images = self.options.count_images(micro_batches)
             loss, grad_norm = self.train_step(micro_batches)
             self.tell(bar, loss, grad_norm, waited, time.monotonic() - started)
             if self.plan.evaluates_at(self.at.step):
@@ -151,7 +154,7 @@ class _Loop:
         if world > 1:
             loss_sum = self.accelerator.reduce(loss_sum, reduction="sum")
         mean_loss, norm = (torch.stack([loss_sum.cpu().double(), grad_norm.cpu().double()])).tolist()
-        mean_loss /= self.plan.global_batch_size
+        mean_loss /= self.num_images
         self.update(mean_loss, norm, micro_batches)
         return mean_loss, norm
 
@@ -159,7 +162,7 @@ class _Loop:
         """Add up the gradients of a step, over the processes too if synchronised; return this one's summed loss."""
         # Element dropout is the one draw from torch's generator; it repeats at a fixed number of processes.
         torch.manual_seed(derive_seed(self.plan.seed, "dropout", self.at.step, self.accelerator.process_index))
-        scale = self.accelerator.num_processes / self.plan.global_batch_size
+        scale = self.accelerator.num_processes / self.num_images
         loss_sum = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(micro_batches, start=1):
             is_last = synchronised and number == len(micro_batches)

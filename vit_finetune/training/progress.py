@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,8 @@ class FitOptions:
         settings: plain values stored with each checkpoint and compared at resume.
         keep_pairs: neighbours 2i and 2i + 1 of a batch are never parted, as mixing needs it.
         name_sample: a name for the training picture of an index, for messages.
+        count_images: the pictures in a step over all processes, from this one's micro-batches; None where none is ever
+            left out, so that the global batch is always full.
     """
 
     label_smoothing: float
@@ -41,3 +44,4 @@ class FitOptions:
     settings: Mapping[str, object]
     keep_pairs: bool = False
     name_sample: Callable[[int], str]
+    count_images: Callable[[Sequence[Any]], int] | None = None
