@@ -56,7 +56,7 @@ EXTRA_ARROWS = {("training.loop", "evaluation")}
 
 # Third-party libraries of the rooms that have to stay small, and the only modules that may know timm.
 LIBRARIES = {
-    "common": {"numpy"},
+    "common": {"numpy", "filelock"},  # filelock: entries that processes share
     "models": {"torch", "einops"},
     "recipe": {"yaml", "pydantic", "pydantic_core"},
     "config": {"yaml", "pydantic"},

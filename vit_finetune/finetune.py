@@ -15,13 +15,12 @@ import torch
 from torch import Tensor
 
 from vit_finetune.assembly import (
-    Feeder,
-    SkippedImages,
     add_adapters,
     blend_with_start,
     build_model,
     flat,
     make_plan,
+    open_feeder,
     preprocess_of,
     settle_micro_batch,
     start_screen,
@@ -183,8 +182,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         )
 
     # Training, with evaluation and checkpoints on the way; most runs have one stage.
-    skipped = SkippedImages(config.data, splits, run_dir, accelerator, console)
-    feeder = Feeder(config, splits, preprocess, plan, accelerator, skipped)
+    feeder = open_feeder(config, splits, preprocess=preprocess, plan=plan, accelerator=accelerator, console=console)
     options = FitOptions(
         label_smoothing=config.train.label_smoothing,
         max_grad_norm=config.train.max_grad_norm,
@@ -194,7 +192,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         log_every_steps=config.run.log_every_steps,
         settings=settings,
         name_sample=splits.train.name,
-        count_images=skipped.count if skipped.allowed else None,
+        count_images=feeder.skipped.count if feeder.skipped.allowed else None,
     )
     train = partial(
         fit,
@@ -236,7 +234,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             files = [pictures.name(index) for index in range(len(pictures))]
             write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final_split, class_names=names)
             summary = {"split": final_split, **result.metrics, "num_samples": result.num_samples, **summary}
-            summary["num_skipped"] = skipped.number_in(pictures)
+            summary["num_skipped"] = feeder.skipped.number_in(pictures)
             summary["per_class"] = result.per_class
         if corrupted is not None:
             summary["corruptions"] = corrupted
@@ -248,7 +246,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     end_run(accelerator)
     if corrupted is not None:
         console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, config.evaluation.metric)))
-    console.say(*skipped.lines())
+    console.say(*feeder.lines())
     console.say(*_end_screen(finished, final_split, blend))
     return finished
 

@@ -236,11 +236,11 @@ def test_train_batches__spawned_workers_can_be_used(images: ImageSet) -> None:
     """What a worker needs can be pickled, so platforms that spawn work as those that fork."""
     import pickle
 
-    from vit_finetune.data.loader import _Worker
+    from vit_finetune.data.workers import Worker
 
-    worker = pickle.loads(pickle.dumps(_Worker(images, TRAIN, 3)))
+    worker = pickle.loads(pickle.dumps(Worker(images, TRAIN, 3)))
     image = images.load(1)
-    assert torch.equal(worker._transformed(image, 0, 1), _Worker(images, TRAIN, 3)._transformed(image, 0, 1))
+    assert torch.equal(worker._transformed(image, 0, 1), Worker(images, TRAIN, 3)._transformed(image, 0, 1))
 
 
 @pytest.mark.parametrize(

@@ -3,20 +3,19 @@
 `finetune()` tells the order in which these happen; nothing here trains, and nothing here writes.
 """
 
-from vit_finetune.assembly.feeding import Feeder, blend_with_start
+from vit_finetune.assembly.feeding import Feeder, blend_with_start, open_feeder
 from vit_finetune.assembly.network import add_adapters, build_model, preprocess_of, train_transform_of
 from vit_finetune.assembly.numbers import make_plan, settle_micro_batch
-from vit_finetune.assembly.skipping import SkippedImages
 from vit_finetune.assembly.telling import flat, start_screen
 
 __all__ = [
     "Feeder",
-    "SkippedImages",
     "add_adapters",
     "blend_with_start",
     "build_model",
     "flat",
     "make_plan",
+    "open_feeder",
     "preprocess_of",
     "settle_micro_batch",
     "start_screen",

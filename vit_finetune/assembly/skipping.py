@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from vit_finetune.assembly.waiting import BytesBatch
 from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.common.files import atomic_file
 from vit_finetune.config import DataConfig
@@ -63,9 +64,9 @@ class SkippedImages:
 
     def number_in(self, pictures: ImageSet) -> int:
         """Return how many pictures of a split are known to be bad."""
-        return sum(split == self._split(pictures) for split, _ in self._known)
+        return sum(split == self.split_of(pictures) for split, _ in self._known)
 
-    def count(self, micro_batches: Sequence[Batch]) -> int:
+    def count(self, micro_batches: Sequence[Batch | BytesBatch]) -> int:
         """Return the number of pictures in a training step over all processes, and note those left out.
 
         Args:
@@ -110,13 +111,14 @@ class SkippedImages:
         about = "losses and figures are over the others"
         return [f"skipped  {told} pictures cannot be read; {about}; see {self._journal.path}"] if told else []
 
-    def _split(self, pictures: ImageSet) -> str:
+    def split_of(self, pictures: ImageSet) -> str:
+        """Return the name of a split: train, val or test."""
         return next(name for name, split in self.splits.named() if split is pictures)
 
     def _note(self, pictures: ImageSet, found: Sequence[BadImage]) -> int:
         """List what was not known yet and return how many of the processes' pictures were bad this time."""
         everyones = sorted(gathered_lists(self.accelerator, list(found)))
-        split = self._split(pictures)
+        split = self.split_of(pictures)
         new = [bad for bad in everyones if (split, bad.index) not in self._known]
         self._known.update((split, bad.index) for bad in new)
         on_main(self.accelerator, lambda: self._write(split, pictures, new))

@@ -62,10 +62,27 @@ class DataConfig(Section):
     max_bad_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of a split's pictures that may be left out before the run stops."""
 
+    resizer: Literal["pil", "torch"] = "pil"
+    """What resizes training pictures: Pillow, or torch's kernel for bytes, which takes a fifth of the time and rounds
+    otherwise. Evaluation is always Pillow's."""
+    working_size: Annotated[int, Field(ge=16)] | None = None
+    """Training pictures with a shorter side above so many pixels are first reduced to it; null reduces none."""
+    draft: bool = False
+    """Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is at least twice `working_size`."""
+    cache: Literal["off", "decoded", "auto"] = "off"
+    """Keep decoded pictures on disk between epochs and runs, with the same result; auto: where several epochs come and
+    there is room."""
+    cache_dir: str | None = None
+    """Folder of the decoded pictures, on a disk that all processes share; null takes the user's cache folder."""
+    cache_limit_gb: PositiveFloat = 50.0
+    """Most that all decoded pictures there may take together, in GB of 10^9 bytes; those used longest ago go first."""
+
     @model_validator(mode="after")
     def _one_place(self) -> DataConfig:
         if (self.root is None) == (self.source is None):
             raise ValueError("give exactly one of data.root (a folder) and data.source (a data set)")
+        if self.draft and self.working_size is None:
+            raise ValueError("data.draft reduces to data.working_size while decoding; give that too")
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             if low > high or low == 0:

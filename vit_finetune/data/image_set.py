@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from PIL import Image
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.data.images import decode_image
+
+Picture: TypeAlias = Image.Image | NDArray[np.uint8]  # an array is [H, W, C]
 
 
 class ImageStore(Protocol):
@@ -153,6 +155,14 @@ class ImageSet:
             RequestError: the picture cannot be read; the message names it.
         """
         return decode_image(self.store.read(index), name=self.name(index))
+
+    def picture(self, index: int) -> Picture:
+        """Return what a transform is given: what `load` gives, or, in the sets of prepared.py, what was made of it.
+
+        Raises:
+            RequestError: the picture cannot be read; the message names it.
+        """
+        return self.load(index)
 
 
 @dataclass(frozen=True, kw_only=True)

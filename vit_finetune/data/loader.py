@@ -1,116 +1,27 @@
 """Image sets -> batches, in worker processes or in this one, with the same result.
 
-The unit of work is a micro-batch: a worker is sent the indices of one and sends back its tensors. Which
-samples come when is order.py's; how each is augmented depends on (seed, epoch, index) alone, so workers
-hold no state, and neither their number nor the number of ranks changes a pixel.
+Which samples come when is order.py's; how each is augmented depends on (seed, epoch, index) alone, so neither the
+number of workers (workers.py) nor that of ranks changes a pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from vit_finetune.common.errors import RequestError, VitFinetuneError
+from vit_finetune.common.errors import RequestError
 from vit_finetune.common.machine import num_cores
-from vit_finetune.common.seeding import derive_seed
-from vit_finetune.data.bad_images import BadImage, is_bad_image
 from vit_finetune.data.batch import Batch
 from vit_finetune.data.image_set import ImageSet
 from vit_finetune.data.order import balanced_order, eval_indices, global_batch, rank_part
-from vit_finetune.data.transforms import Transform, apply_seeded
+from vit_finetune.data.transforms import Transform
+from vit_finetune.data.workers import Request, Result, Worker, run_workers
 
 _MAX_WORKERS = 8
-
-
-class _Request(NamedTuple):
-    """What a worker is asked for: one micro-batch."""
-
-    step: int
-    epochs: NDArray[np.int64]
-    indices: NDArray[np.int64]
-    start: int  # place of the first in the global batch
-    is_last: bool  # of the step, on this rank
-
-
-class _Result(NamedTuple):
-    """What a worker answers."""
-
-    batch: Batch
-    is_last: bool
-
-
-class _Worker(Dataset[_Result | VitFinetuneError]):
-    """Turns requests into batches; lives in every worker process."""
-
-    def __init__(
-        self, images: ImageSet, transform: Transform, seed: int, *, skip_bad: bool = False, in_pairs: bool = False
-    ) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
-        self.skip_bad = skip_bad
-        self.in_pairs = in_pairs
-
-    def __getitem__(self, request: _Request) -> _Result | VitFinetuneError:
-        """Return the batch; an error for the user is returned too, because torch rewrites what is raised."""
-        try:
-            pictures, bad = self._pictures(request)
-        except VitFinetuneError as error:
-            return error
-        kept = np.array([row for row, picture in enumerate(pictures) if picture is not None], dtype=np.int64)
-        if self.in_pairs:  # whose neighbour is bad has nobody to be mixed with, and sits out this step
-            kept = kept[np.isin(kept ^ 1, kept)]
-        indices = request.indices[kept]
-        noise = [derive_seed(self.seed, "noise", request.step, index) for index in indices.tolist()]
-        batch = Batch(
-            images=self._stacked([picture for row in kept if (picture := pictures[row]) is not None]),
-            labels=torch.from_numpy(self.images.labels[indices]),
-            indices=torch.from_numpy(indices),
-            sample_seeds=torch.tensor(noise, dtype=torch.int64),
-            positions=torch.from_numpy(request.start + kept),
-            bad=tuple(bad),
-        )
-        return _Result(batch, request.is_last)
-
-    def _pictures(self, request: _Request) -> tuple[list[Tensor | None], list[BadImage]]:
-        """Return every picture transformed, None for the bad ones, and what is wrong with those."""
-        pictures: list[Tensor | None] = []
-        bad = []
-        for epoch, index in zip(request.epochs.tolist(), request.indices.tolist(), strict=True):
-            try:
-                image = self.images.load(index)
-            except RequestError as error:
-                if not (self.skip_bad and is_bad_image(error)):
-                    raise
-                bad.append(BadImage(index, str(error)))
-                pictures.append(None)
-                continue
-            pictures.append(self._transformed(image, epoch, index))
-        return pictures, bad
-
-    def _transformed(self, image: Image.Image, epoch: int, index: int) -> Tensor:
-        """Return one view of a picture."""
-        try:
-            return apply_seeded(self.transform, image, derive_seed(self.seed, "augment", epoch, index))
-        except Exception as error:
-            error.add_note(f"while transforming {self.images.name(index)}, {image.width}x{image.height} pixels")
-            raise
-
-    def _stacked(self, pictures: list[Tensor]) -> Tensor:
-        """Return pictures [b, C, H, W]; of none, too, in the shape of any other."""
-        if pictures:
-            return torch.stack(pictures)
-        example = apply_seeded(self.transform, Image.new("RGB", (8, 8)), seed=0)
-        return example.new_empty((0, *example.shape))
 
 
 def train_batches(
@@ -161,22 +72,26 @@ def train_batches(
         raise RequestError("the training split has no pictures")
     mine = rank_part(global_batch_size, rank, world_size, in_pairs=in_pairs)
     order_of = _balanced(image_set, seed) if balanced else None
+    sizes = {"num_samples": len(image_set), "global_batch_size": global_batch_size}
+    requests = (
+        request
+        for step in range(start_step, start_step + num_steps)
+        for request in _requests(
+            step, global_batch(step, seed=seed, order_of=order_of, **sizes), mine, per_device_batch_size
+        )
+    )
+    worker = Worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
+    return _steps(run_workers(worker, requests, num_workers, pin_memory))
 
-    def requests() -> Iterator[_Request]:
-        for step in range(start_step, start_step + num_steps):
-            epochs, indices = global_batch(
-                step,
-                seed=seed,
-                num_samples=len(image_set),
-                global_batch_size=global_batch_size,
-                order_of=order_of,
-            )
-            for start in range(mine.start, mine.stop, per_device_batch_size):
-                stop = min(start + per_device_batch_size, mine.stop)
-                yield _Request(step, epochs[start:stop], indices[start:stop], start, stop == mine.stop)
 
-    worker = _Worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
-    return _steps(_run(worker, requests(), num_workers, pin_memory))
+def _requests(
+    step: int, batch: tuple[NDArray[np.int64], NDArray[np.int64]], mine: slice, size: int
+) -> Iterator[Request]:
+    """Cut a rank's part of a step into micro-batches."""
+    epochs, indices = batch
+    for start in range(mine.start, mine.stop, size):
+        stop = min(start + size, mine.stop)
+        yield Request(step, epochs[start:stop], indices[start:stop], start, stop == mine.stop)
 
 
 def _balanced(image_set: ImageSet, seed: int) -> Callable[[int], NDArray[np.int64]]:
@@ -233,11 +148,11 @@ def eval_batches(
         raise RequestError(f"batch_size is {batch_size}; it must be at least 1")
     indices = np.array(eval_indices(len(image_set), rank, world_size), dtype=np.int64)
     requests = (
-        _Request(0, np.full_like(part, epoch), part, start, is_last=True)
+        Request(0, np.full_like(part, epoch), part, start, is_last=True)
         for start in range(0, len(indices), batch_size)
         for part in [indices[start : start + batch_size]]
     )
-    results = _run(_Worker(image_set, transform, seed, skip_bad=skip_bad), requests, num_workers, pin_memory)
+    results = run_workers(Worker(image_set, transform, seed, skip_bad=skip_bad), requests, num_workers, pin_memory)
     return (result.batch for result in results)
 
 
@@ -256,7 +171,7 @@ def default_num_workers(device_kind: str, world_size: int) -> int:
     return min(_MAX_WORKERS, max(1, num_cores() // world_size))
 
 
-def _steps(results: Iterator[_Result]) -> Iterator[list[Batch]]:
+def _steps(results: Iterator[Result]) -> Iterator[list[Batch]]:
     """Gather micro-batches into steps, without empty ones unless there is nothing else."""
     step: list[Batch] = []
     for result in results:
@@ -267,29 +182,3 @@ def _steps(results: Iterator[_Result]) -> Iterator[list[Batch]]:
             filled[0] = replace(filled[0], bad=filled[0].bad + lost)
             yield filled
             step = []
-
-
-def _run(worker: _Worker, requests: Iterable[_Request], num_workers: int, pin_memory: bool) -> Iterator[_Result]:
-    """Send requests to workers and yield the answers in order.
-
-    Closing the generator, or an error, ends the workers: the loop holds the only reference to the iterator that owns
-    them.
-    """
-    loader = DataLoader(
-        worker,
-        sampler=requests,
-        batch_size=None,  # a request is a whole batch
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # so that torch's default generator is not drawn from
-    )
-    for result in loader:
-        if isinstance(result, VitFinetuneError):
-            raise result
-        yield result
-
-
-def _unchanged(result: Any) -> Any:
-    """Return the answer as the worker made it."""
-    return result
