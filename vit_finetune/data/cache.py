@@ -114,7 +114,7 @@ class PictureCache(EntryCache):
         for path in sorted(folder.glob(_ROWS.format("*"))):
             rows = np.load(path)
             index[rows[:, 0]] = rows[:, 1:]
-            seen[rows[:, 0]] += 1
+            seen += np.bincount(rows[:, 0], minlength=count)
             path.unlink()
         if not (seen == 1).all():
             raise WorkError(f"the processes wrote {int(seen.sum())} of {count} pictures to {folder}; do they share it?")

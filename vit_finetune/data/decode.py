@@ -1,25 +1,33 @@
-"""The quick way from a JPEG file to pixels: torchvision's decoder, or Pillow's at a reduced scale.
+"""The quick way from a JPEG file to pixels: simplejpeg where it is installed, or Pillow's at a reduced scale.
 
 What it isn't: another opinion on what a picture looks like. In full size it gives `decode_image`'s pixels, byte for
 byte, or None, and then `decode_image` decides; so a damaged file is told of in the same words. A reduced scale is
 another picture, which has to be asked for.
 
-Chosen by measurement (docs/data.md): torchvision's decoder is a dependency already, and its pixels are Pillow's.
+Chosen by measurement and upkeep (docs/data.md): simplejpeg brings libjpeg-turbo along, has wheels for every platform,
+and refuses what it had to guess; torchvision's decoder is deprecated, and fills what was cut off with gray.
 """
 
 from __future__ import annotations
 
 import io
+from functools import cache
+from importlib.util import find_spec
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
-_START, _END = b"\xff\xd8\xff", b"\xff\xd9"
+_START = b"\xff\xd8\xff"
 # A reduced picture has at least so many times the pixels, each way, of what it is then resized to.
 _MARGIN = 2
 _PLAIN_MODE = "RGB"
+
+
+@cache
+def _has_simplejpeg() -> bool:
+    """Tell whether the extra `fast` is installed; what is decoded does not depend on it."""
+    return find_spec("simplejpeg") is not None
 
 
 def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
@@ -29,19 +37,16 @@ def decode_jpeg(data: bytes) -> NDArray[np.uint8] | None:
         data: the bytes of the file.
 
     Returns:
-        [H, W, 3] RGB, writable, equal to `images.decode_image`; None for any other file.
+        [H, W, 3] RGB, writable, equal to `images.decode_image`; None for any other file, and without simplejpeg.
     """
-    from torchvision.io import ImageReadMode
-    from torchvision.io import decode_jpeg as decode
+    if not _has_simplejpeg() or _opened(data) is None:
+        return None
+    from simplejpeg import decode_jpeg as decode
 
-    # A file that was cut off does not end like one, and torchvision would fill up what is missing with gray.
-    if not (data.startswith(_START) and data.endswith(_END)) or _opened(data) is None:
-        return None
     try:
-        pixels = decode(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-    except RuntimeError:
+        array: NDArray[np.uint8] = decode(data, colorspace="RGB")  # strict: what libjpeg only warns of is an error too
+    except ValueError:
         return None
-    array: NDArray[np.uint8] = np.ascontiguousarray(pixels.permute(1, 2, 0).numpy())
     return array
 
 

@@ -94,13 +94,7 @@ def build_train_transform(
             raise RequestError(f"{name} is {probability}; a probability is between 0 and 1")
     if color_jitter < 0:
         raise RequestError(f"color_jitter is {color_jitter}; it must be 0 or more")
-    if resizer not in RESIZERS:
-        raise RequestError(f"resizer is {resizer!r}; it is one of {', '.join(RESIZERS)}")
-    if resizer == "torch" and spec.interpolation not in BYTES_INTERPOLATIONS:
-        known = ", ".join(BYTES_INTERPOLATIONS)
-        raise RequestError(f"resizer torch does not know {spec.interpolation}; it knows {known}; or give resizer pil")
-    if as_bytes and random_erasing:
-        raise RequestError("random_erasing puts the mean into normalised pictures; with it, as_bytes is not possible")
+    _check_resizer(spec, resizer, as_bytes=as_bytes, random_erasing=random_erasing)
     interpolation = v2.InterpolationMode(spec.interpolation)
     crop = v2.RandomResizedCrop if resizer == "pil" else CropOfBytes
     steps = [
@@ -246,6 +240,17 @@ def _auto_augment(name: str | None, spec: PreprocessSpec) -> list[torch.nn.Modul
 def _mean_color(spec: PreprocessSpec) -> list[int]:
     """Return the mean as a colour of bytes."""
     return [round(255 * value) for value in spec.mean]
+
+
+def _check_resizer(spec: PreprocessSpec, resizer: str, *, as_bytes: bool, random_erasing: float) -> None:
+    """Refuse what the quick ways do not know."""
+    if resizer not in RESIZERS:
+        raise RequestError(f"resizer is {resizer!r}; it is one of {', '.join(RESIZERS)}")
+    if resizer == "torch" and spec.interpolation not in BYTES_INTERPOLATIONS:
+        known = ", ".join(BYTES_INTERPOLATIONS)
+        raise RequestError(f"resizer torch does not know {spec.interpolation}; it knows {known}; or give resizer pil")
+    if as_bytes and random_erasing:
+        raise RequestError("random_erasing puts the mean into normalised pictures; with it, as_bytes is not possible")
 
 
 def _check_range(name: str, limits: tuple[float, float], largest: float) -> None:
