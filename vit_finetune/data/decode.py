@@ -5,7 +5,7 @@ byte, or None, and then `decode_image` decides; so a damaged file is told of in 
 another picture, which has to be asked for.
 
 Chosen by measurement and upkeep (docs/data.md): simplejpeg brings libjpeg-turbo along, has wheels for every platform,
-and refuses what it had to guess; torchvision's decoder is deprecated, and fills what was cut off with gray.
+and refuses whatever libjpeg only warns of; torchvision's decoder is as quick, but deprecated since 0.29.
 """
 
 from __future__ import annotations

@@ -115,5 +115,4 @@ class Normalise(torch.nn.Module):
         Returns:
             [..., C, H, W] float32, contiguous.
         """
-        pixels = images.contiguous().to(torch.float32)
-        return pixels.mul_(1 / 255).sub_(self.mean).div_(self.std)
+        return torch.mul(images.contiguous(), 1 / 255).sub_(self.mean).div_(self.std)

@@ -105,7 +105,7 @@ def build_train_transform(
         *([v2.RandomVerticalFlip(vflip)] if vflip else []),
         *_auto_augment(auto_augment, spec),
         *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
-        *_finished(spec, as_bytes=as_bytes),
+        *_finished(spec, of_pillow=resizer == "pil", as_bytes=as_bytes),
         *([v2.RandomErasing(random_erasing)] if random_erasing else []),
     ]
     transform: Transform = v2.Compose(steps)
@@ -153,7 +153,8 @@ def build_eval_rest(
         A picklable function: what the first half returns, or an array of it -> [C, H, W] float32, or uint8.
     """
     corrupted = [ToTensor()] if corruption is None else [ToImage(), corruption]
-    transform: Transform = v2.Compose([*corrupted, *_finished(spec, as_bytes=as_bytes)])
+    finished = _finished(spec, of_pillow=corruption is not None, as_bytes=as_bytes)
+    transform: Transform = v2.Compose([*corrupted, *finished])
     return transform
 
 
@@ -218,9 +219,9 @@ def _channels(spec: PreprocessSpec) -> list[torch.nn.Module]:
     return [v2.Grayscale()] if channels == 1 else []
 
 
-def _finished(spec: PreprocessSpec, *, as_bytes: bool) -> list[torch.nn.Module]:
-    """Return the steps from a picture of bytes to a tensor: normalised float32, or still bytes."""
-    return [v2.PILToTensor(), *([] if as_bytes else [Normalise(spec.mean, spec.std)])]
+def _finished(spec: PreprocessSpec, *, of_pillow: bool, as_bytes: bool) -> list[torch.nn.Module]:
+    """Return the steps from a picture of bytes, Pillow's or a tensor, to normalised float32, or to a uint8 tensor."""
+    return [*([v2.PILToTensor()] if of_pillow else []), *([] if as_bytes else [Normalise(spec.mean, spec.std)])]
 
 
 def _auto_augment(name: str | None, spec: PreprocessSpec) -> list[torch.nn.Module]:
