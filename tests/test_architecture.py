@@ -40,7 +40,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predict": _ALL_ROOMS | {"pictures"},
-    "ladder": _ALL_ROOMS | {"pictures", "predict"},
+    "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict"},
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict"},
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
     "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "staging"},

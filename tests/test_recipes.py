@@ -17,9 +17,9 @@ RECIPES = {
     path.relative_to(ROOT / "recipes").with_suffix("").as_posix(): path for path in ROOT.glob("recipes/**/*.yaml")
 }
 NAMES = {
-    *("augreg", "dinov2_linear", "few_shot", "frozen_features", "image_folder"),
-    *("linear_probe", "lora", "lp_ft", "quickstart", "vit_paper"),
-    *("vit_paper/cifar10", "vit_paper/cifar100", "vit_paper/flowers", "vit_paper/imagenet"),
+    *("augreg", "clip_finetune", "deit3_384", "dinov2_linear", "few_shot", "frozen_features", "image_folder"),
+    *("linear_probe", "lora", "lp_ft", "mae_finetune", "quickstart", "vit_paper"),
+    *("vit_paper/cifar10", "vit_paper/cifar100", "vit_paper/flowers", "vit_paper/imagenet", "vit_paper/imagenet_512"),
     *("vit_paper/pets", "vit_paper/vtab"),
 }
 # What two steps on tiny pictures need beyond the common overrides.
@@ -34,7 +34,7 @@ ALSO = {
 def test_recipes__are_the_listed_ones() -> None:
     """The list above names every YAML file of recipes/, and every one of them is found by its name."""
     assert set(RECIPES) == NAMES
-    assert len(NAMES) == len(list((ROOT / "recipes").rglob("*.yaml"))) == 16
+    assert len(NAMES) == len(list((ROOT / "recipes").rglob("*.yaml"))) == 20
     assert set(shipped_recipes()) == NAMES
 
 

@@ -15,7 +15,7 @@ from run_helpers import ROOT, TINY, make_pictures
 from vit_finetune import Config, Predictor, PreprocessSpec, RequestError, create_model, export_model_folder
 
 SCRIPTS = {
-    *("custom_dataset", "k_fold", "measure", "measure_table", "quickstart", "replace_head_only"),
+    *("custom_dataset", "k_fold", "measure", "measure_table", "multi_label", "quickstart", "replace_head_only"),
     *("resume", "soup", "two_stage"),
 }
 SHORT = (*TINY, "train.global_batch_size=6", "schedule.warmup_epochs=null")
@@ -125,7 +125,20 @@ def test_resume(pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr().out.count("bit for bit the same") == 3
 
 
-@pytest.mark.parametrize("name", ["custom_dataset", "replace_head_only", "two_stage"])
+def test_multi_label(pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A table of files with any number of classes trains a sigmoid a class and reports how well they are ranked."""
+    rows = ["file,classes"]
+    for path in sorted((pictures / "train").rglob("*.png")):
+        name = path.parent.name
+        rows.append(f"{path.relative_to(pictures)},{name}{' warm' if name == 'red' else ''}")
+    table = pictures / "table.csv"
+    table.write_text("\n".join(rows))
+    script("multi_label").main([str(table), *SHORT, "train.steps=2", f"run.dir={tmp_path / 'run'}"])
+    assert "mean average precision on the held-out pictures: " in capsys.readouterr().out
+    assert Predictor(tmp_path / "run").class_names == ("blue", "green", "red", "warm")
+
+
+@pytest.mark.parametrize("name", ["custom_dataset", "multi_label", "replace_head_only", "two_stage"])
 def test_scripts__without_arguments(name: str) -> None:
     """A script that needs an argument says which."""
     with pytest.raises(RequestError, match="^give "):

@@ -71,7 +71,7 @@ def test_wise_ft__resumes_from_its_kept_start(pictures: Path, tmp_path: Path) ->
 def test_wise_ft__needs_val(pictures: Path, tmp_path: Path) -> None:
     """Without a val split there is nothing to choose by: refused before anything is written."""
     config = tiny_config(pictures, tmp_path / "run", train={"wise_ft": True}, data={"val_split": None})
-    with pytest.raises(RequestError, match=r"train.wise_ft chooses on val pictures, and there are none"):
+    with pytest.raises(RequestError, match=r"train.wise_ft needs val pictures, and there are none"):
         finetune(config)
     assert not (tmp_path / "run").exists()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vit_finetune.common.seeding import derive_seed
 from vit_finetune.evaluation import EvalResult, score
 from vit_finetune.models import VisionTransformer, create_model, replace_head
 from vit_finetune.training import FitOptions, Progress, RunConsole, TrainPlan, fit, make_optimizer, parameter_groups
+from vit_finetune.training.averages import WeightAverage
 
 NUM_CLASSES = 3
 NUM_TRAIN = 20
@@ -30,6 +31,7 @@ class Pictures:
     labels: Tensor
     indices: Tensor
     sample_seeds: Tensor
+    positions: Tensor
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -37,7 +39,7 @@ class Pictures:
 
     def part(self, rows: slice) -> Pictures:
         """Return some of the rows."""
-        return Pictures(self.images[rows], self.labels[rows], self.indices[rows], self.sample_seeds[rows])
+        return Pictures(*(getattr(self, item.name)[rows] for item in fields(self)))
 
 
 def tiny_vit(*, seed: int = 0, init: Any = "trunc_normal", dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
@@ -55,7 +57,7 @@ def pictures(step: int, count: int = 8, *, dtype: torch.dtype = torch.float32) -
     images = torch.randn(count, 3, 32, 32, generator=generator, dtype=torch.float64) + labels[:, None, None, None]
     indices = torch.arange(step * count, (step + 1) * count) % NUM_TRAIN
     seeds = torch.tensor([derive_seed(0, "noise", step, row) for row in range(count)])
-    return Pictures(images.to(dtype), labels, indices, seeds)
+    return Pictures(images.to(dtype), labels, indices, seeds, torch.arange(count))
 
 
 def steps_of(
@@ -93,7 +95,6 @@ def plan_of(**changes: Any) -> TrainPlan:
 def options_of(**changes: Any) -> FitOptions:
     """Return what a usual recipe says besides the plan."""
     values: dict[str, Any] = {
-        "label_smoothing": 0.0,
         "max_grad_norm": 1.0,
         "metric": "accuracy",
         "keep_last": 3,
@@ -111,10 +112,10 @@ def adamw(model: VisionTransformer, *, name: str = "adamw", lr: float = 1e-3, la
     return make_optimizer(groups, name=name, lr=lr, momentum=0.9, nesterov=False, betas=None, eps=None)
 
 
-def scorer(model: nn.Module, count: int = 7) -> Callable[[], EvalResult]:
+def scorer(count: int = 7) -> Callable[[nn.Module], EvalResult]:
     """Return what scores a model on a fixed batch."""
     batch = pictures(10_000, count)
-    return lambda: score(model, [batch], class_names=CLASS_NAMES, num_expected=count)
+    return lambda model: score(model, [batch], class_names=CLASS_NAMES, num_expected=count)
 
 
 def figures(**metrics: float) -> EvalResult:
@@ -156,8 +157,9 @@ class Run:
         options: FitOptions | None = None,
         *,
         batches: Iterator[Sequence[Any]] | None = None,
-        evaluate: Callable[[], EvalResult] | None = None,
+        evaluate: Callable[[nn.Module], EvalResult] | None = None,
         progress: Progress | None = None,
+        average: WeightAverage | None = None,
     ) -> Progress:
         """Train, with what the test leaves out taken from a usual run."""
         return fit(
@@ -171,6 +173,7 @@ class Run:
             run_dir=self.run_dir,
             console=self.console,
             progress=progress,
+            average=average,
         )
 
     def rows(self, split: str = "train") -> list[dict[str, Any]]:

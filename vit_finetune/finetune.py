@@ -18,10 +18,13 @@ from vit_finetune.assembly import (
     add_adapters,
     blend_with_start,
     build_model,
+    end_screen,
     flat,
+    make_objective,
     make_plan,
     open_feeder,
     preprocess_of,
+    settle_metric,
     settle_micro_batch,
     start_screen,
 )
@@ -34,7 +37,7 @@ from vit_finetune.data import Splits
 from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.manifest import manifest_hash, write_manifest
 from vit_finetune.data.sources import FROM_PYTHON
-from vit_finetune.evaluation import Blend, write_evaluation
+from vit_finetune.evaluation import write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
@@ -55,6 +58,7 @@ from vit_finetune.training import (
     set_threads,
     start_accelerator,
 )
+from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.checkpoint import load_checkpoint, load_start, save_start
 from vit_finetune.tuning import merge_lora, require_peft, save_adapter
 
@@ -132,7 +136,9 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
 
     # Pictures, with one class map over all splits.
     splits = data or open_splits(config.data, seed=config.run.seed)
-    data_hash = on_main(accelerator, lambda: _prepare_manifest(splits, config, resuming=resuming))
+    settled, about_metric = settle_metric(config, splits)
+    digest = manifest_hash if resuming else partial(write_manifest, path=_pending_manifest(run_dir))
+    data_hash = on_main(accelerator, lambda: digest(splits, max_bad_fraction=config.data.bad_fraction_allowed))
 
     # The network: pretrained weights, a new head, adapters if they train.
     torch.manual_seed(derive_seed(config.run.seed, "init"))
@@ -145,13 +151,17 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         model.compile()
 
     # Every derived number; what trains first, with its optimizer, wrapped for these processes.
-    plan = make_plan(config, splits, accelerator, depth=model.config.depth)
+    plan = make_plan(settled, splits, accelerator, depth=model.config.depth)
+    objective = make_objective(config, splits, plan)
+    average = None if config.train.ema_decay is None else WeightAverage(model, config.train.ema_decay)
     found = find_checkpoint(run_dir) if resuming else None
     begin = plan.stage_at((found and found.step) or 0)
     staging = Staging(config, model, plan, accelerator)
     staging.choose(plan.stages[-1])  # the last stage trains most, so it needs most memory
     plan = settle_micro_batch(config, plan, model, accelerator, resuming=resuming)
     about_stage = staging.enter(begin)
+    if average is not None:
+        average.to(accelerator.device)
 
     # All of it told and saved before the first step.
     facts = {
@@ -164,7 +174,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     place = f"{accelerator.device}, {threads} threads"
     tuned = staging.tuned[plan.stages.index(begin)]
     console.say(*start_screen(config, model=model, report=report, tuned=tuned, splits=splits, plan=plan, place=place))
-    console.say(*about_stage)
+    console.say(*about_metric, *about_stage)
     accelerator.init_trackers("vit_finetune", config=flat(values))
     settings = {"data": data_hash}
     progress = Progress()
@@ -177,16 +187,18 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             accelerator=accelerator,
             console=console,
             settings=settings,
-            metric=config.evaluation.metric,
+            metric=plan.metric,
             keep_threads=config.run.num_threads == "auto",
+            average=average,
         )
 
     # Training, with evaluation and checkpoints on the way; most runs have one stage.
     feeder = open_feeder(config, splits, preprocess=preprocess, plan=plan, accelerator=accelerator, console=console)
     options = FitOptions(
-        label_smoothing=config.train.label_smoothing,
+        objective=objective,
         max_grad_norm=config.train.max_grad_norm,
-        metric=config.evaluation.metric,
+        metric=plan.metric,
+        patience=config.train.early_stopping_patience,
         keep_last=config.checkpoint.keep_last,
         every_minutes=config.checkpoint.every_minutes,
         log_every_steps=config.run.log_every_steps,
@@ -200,9 +212,10 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         plan=plan,
         options=options,
         batches=feeder.train(progress.step),
-        evaluate=feeder.val_scorer(model),
+        evaluate=feeder.val_scorer(),
         run_dir=run_dir,
         console=console,
+        average=average,
     )
 
     def after_probe() -> None:
@@ -213,26 +226,35 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
 
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
-    model.load_state_dict(load_checkpoint(run_dir / "checkpoints", best_step).model)
+    best = load_checkpoint(run_dir / "checkpoints", best_step)
+    model.load_state_dict(best.average if done.best_is_average and best.average is not None else best.model)
     if config.tuning.lora is not None:  # kept in peft's form, then scored and exported as part of the weights
         on_main(accelerator, lambda: save_adapter(model, run_dir / "adapter", base=report.source))
         merge_lora(model)
     blend = blend_with_start(config, model, feeder, load_start(run_dir)) if config.train.wise_ft else None
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
-    result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True)
+    thresholds = feeder.tuned_thresholds(model)
+    at = thresholds if pictures is splits.test else None  # figures of the pictures that tuned them would flatter
+    result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True, thresholds=at)
     corrupted = None
     if config.evaluation.corruptions and pictures is not None:
-        corrupted = feeder.score_corrupted(model, pictures)
+        corrupted = feeder.score_corrupted(model, pictures, thresholds=at)
     model = staging.bare().to("cpu").eval()
-    finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, plan.num_steps)
+    finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, done.step)
 
     def write() -> None:
         names = splits.class_names
-        export_model_folder(model, run_dir / "model", preprocess=preprocess, class_names=names, overwrite=True)
-        summary: dict[str, Any] = {"best_step": best_step, "num_steps": plan.num_steps}
+        folder = partial(export_model_folder, model, run_dir / "model", preprocess=preprocess, class_names=names)
+        folder(thresholds=thresholds, overwrite=True)
+        summary: dict[str, Any] = {"best_step": best_step, "num_steps": done.step}
+        if average is not None:
+            summary["is_average"] = done.best_is_average
+        if thresholds is not None:
+            summary["thresholds"] = dict(zip(names, thresholds, strict=True))
         if result is not None and pictures is not None:
             files = [pictures.name(index) for index in range(len(pictures))]
-            write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final_split, class_names=names)
+            write = partial(write_evaluation, run_dir / "predictions.parquet", result, names=files, class_names=names)
+            write(split=final_split, thresholds=thresholds)
             summary = {"split": final_split, **result.metrics, "num_samples": result.num_samples, **summary}
             summary["num_skipped"] = feeder.skipped.number_in(pictures)
             summary["per_class"] = result.per_class
@@ -245,23 +267,15 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     on_main(accelerator, write)
     end_run(accelerator)
     if corrupted is not None:
-        console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, config.evaluation.metric)))
+        console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, plan.metric)))
     console.say(*feeder.lines())
-    console.say(*_end_screen(finished, final_split, blend))
+    console.say(*end_screen(run_dir, finished.metrics, best_step=best_step, split=final_split, blend=blend))
     return finished
 
 
 def _pending_manifest(run_dir: Path) -> Path:
     """Where the manifest waits until the run's folder may be made: nothing is left where a picture is bad."""
     return run_dir.with_name(f".{run_dir.name}.manifest.parquet")
-
-
-def _prepare_manifest(splits: Splits, config: Config, *, resuming: bool) -> str:
-    """Read and check every picture once and return the digest of them all."""
-    allowed = None if config.data.on_bad_image == "error" else config.data.max_bad_fraction
-    if resuming:
-        return manifest_hash(splits, max_bad_fraction=allowed)
-    return write_manifest(splits, _pending_manifest(Path(config.run.dir)), max_bad_fraction=allowed)
 
 
 def _open(
@@ -281,15 +295,3 @@ def _open(
                 save_start(folder, start)
     for name, values in facts.items():
         write_json(run_dir / f"{name}.json", values)
-
-
-def _end_screen(result: RunResult, split: str, blend: Blend | None) -> list[str]:
-    """Return what came out and what to type next."""
-    figures = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
-    blended = [] if blend is None else [f"wise_ft  alpha {blend.chosen:g} is the best of {len(blend.rows)} on val"]
-    return [
-        *blended,
-        f"done     step {result.best_step} is the best; {split}: {figures}" if figures else "done",
-        f"model    {result.run_dir / 'model'}   (timm and transformers open this folder)",
-        f"next     vit-finetune predict {result.run_dir} PICTURE_OR_FOLDER...",
-    ]

@@ -53,6 +53,8 @@ class Predictor:
         class_names: K names; None takes the model's own.
         device: cpu, cuda or mps; None takes an accelerator where there is one.
         batch_size: pictures per forward pass.
+        thresholds: of a network for several classes a picture, the probability from which on it has each; None takes
+            the model's own, if it has any.
 
     Raises:
         RequestError: there is no such model, or it does not say its classes or preprocessing.
@@ -66,12 +68,15 @@ class Predictor:
         class_names: Sequence[str] | None = None,
         device: str | None = None,
         batch_size: int = 32,
+        thresholds: Sequence[float] | None = None,
     ) -> None:
         if isinstance(run_or_model, Backbone):
             self.model, spec, names = run_or_model, preprocess, class_names
+            found = None
         else:
             self.model, report = from_pretrained(model_source(run_or_model))
             spec, names = preprocess or report.preprocess, class_names or report.class_names
+            found = report.thresholds
         if spec is None or names is None:
             missing = "preprocess" if spec is None else "class_names"
             raise RequestError(f"this model does not carry its {missing}; give {missing}=...")
@@ -80,6 +85,8 @@ class Predictor:
                 f"{len(names)} class names for a head of {self.model.num_classes} classes; give one each"
             )
         self.preprocess, self.class_names = spec, tuple(names)
+        chosen = thresholds if thresholds is not None else found
+        self.thresholds = None if chosen is None else tuple(chosen)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         self.model.to(self.device).eval()
@@ -105,13 +112,14 @@ class Predictor:
         probabilities = np.concatenate(rows) if rows else np.zeros((0, len(self.class_names)), dtype=np.float32)
         labels = tuple(self.class_names[column] for column in probabilities.argmax(axis=1))
         paths = tuple(str(item) if isinstance(item, Path) else None for item in pictures)
-        return Predictions(self.class_names, labels, probabilities, paths)
+        return Predictions(self.class_names, labels, probabilities, paths, self.thresholds)
 
     @torch.inference_mode()
     def _probabilities(self, pictures: Sequence[Path | Image.Image]) -> np.ndarray:
         tensors: list[Tensor] = [self._transform(decode_image(picture)) for picture in pictures]
         logits: Tensor = self.model(torch.stack(tensors).to(self.device))
-        array: np.ndarray = logits.float().softmax(dim=1).cpu().numpy()
+        logits = logits.float()
+        array: np.ndarray = (logits.softmax(dim=1) if self.thresholds is None else logits.sigmoid()).cpu().numpy()
         return array
 
 
@@ -234,6 +242,9 @@ def _score(
     predictor: Predictor, pictures: ImageSet, corruption: Corruption | None = None, *, seed: int = 0
 ) -> EvalResult:
     """Score a finished model on pictures, corrupted or as they are."""
+    if pictures.is_multilabel != (predictor.thresholds is not None):
+        model, data = ("one class", "lists of classes") if pictures.is_multilabel else ("several classes", "one each")
+        raise RequestError(f"the model is for {model} a picture, and these pictures have {data}")
     batches = eval_batches(
         pictures,
         build_eval_transform(predictor.preprocess, corruption=corruption),
@@ -247,4 +258,6 @@ def _score(
         num_expected=len(pictures),
         device=predictor.device,
         keep_predictions=corruption is None,
+        multilabel=pictures.is_multilabel,
+        thresholds=predictor.thresholds,
     )

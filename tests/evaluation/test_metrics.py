@@ -4,38 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import accuracy_score, balanced_accuracy_score, log_loss, top_k_accuracy_score
+from evaluation_helpers import Echo, Rows
+from sklearn.metrics import accuracy_score, balanced_accuracy_score, f1_score, log_loss, top_k_accuracy_score
 from torch import Tensor, nn
 
 from vit_finetune.common.errors import WorkError
-from vit_finetune.evaluation import EvalResult, is_better, score
+from vit_finetune.evaluation import EvalResult, score
 from vit_finetune.evaluation.metrics import ranks
-
-
-@dataclass(frozen=True, eq=False)
-class Rows:
-    """A batch whose pictures are the logits that the model below gives back."""
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-
-
-class Echo(nn.Module):
-    """A model whose outputs a test chooses; it notes the mode it was called in."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.modes: list[bool] = []
-
-    def forward(self, images: Tensor) -> Tensor:
-        self.modes.append(self.training)
-        return images
 
 
 def batches_of(logits: Tensor, labels: Tensor, sizes: Sequence[int], *, order: Tensor | None = None) -> Iterator[Rows]:
@@ -100,7 +79,7 @@ def test_ranks__nan_is_never_correct(label: int, broken: list[int]) -> None:
 @pytest.mark.parametrize("num_classes", [2, 3, 5, 12])
 @pytest.mark.parametrize("sizes", [[101], [1, 99, 1], [16] * 6 + [5]], ids=["one", "uneven", "last short"])
 def test_score__equals_scikit_learn(num_classes: int, sizes: list[int]) -> None:
-    """Accuracy, macro accuracy, top-5 and loss equal scikit-learn's at any batch size; top-5 needs five classes."""
+    """Accuracy, macro accuracy, macro F1, top-5 and loss equal scikit-learn's at any batch size; top-5 needs five."""
     logits, labels = random_case(num_classes)
     result = scored(logits, labels, sizes)
     true, guesses = labels.numpy(), logits.argmax(dim=1).numpy()
@@ -110,6 +89,7 @@ def test_score__equals_scikit_learn(num_classes: int, sizes: list[int]) -> None:
         "loss": log_loss(true, probabilities, labels=classes),
         "accuracy": accuracy_score(true, guesses),
         "macro_accuracy": balanced_accuracy_score(true, guesses),
+        "macro_f1": f1_score(true, guesses, average="macro"),
     }
     if num_classes > 5:
         expected["top5"] = top_k_accuracy_score(true, logits.numpy(), k=5, labels=classes)
@@ -146,7 +126,9 @@ def test_score__a_class_that_never_occurs() -> None:
 def test_score__a_constant_model() -> None:
     """A model that says the same of everything is right for the first class only, and its loss is ln K."""
     result = scored(torch.zeros(8, 4), torch.tensor([0, 1, 2, 3] * 2))
-    assert result.metrics == pytest.approx({"loss": math.log(4), "accuracy": 0.25, "macro_accuracy": 0.25})
+    assert result.metrics == pytest.approx(
+        {"loss": math.log(4), "accuracy": 0.25, "macro_accuracy": 0.25, "macro_f1": 0.1}
+    )
 
 
 def test_score__nan_outputs() -> None:
@@ -202,23 +184,3 @@ def test_score__half_precision_outputs() -> None:
     logits = logits.bfloat16()
     expected = nn.functional.cross_entropy(logits.double(), labels).item()
     assert scored(logits, labels, [1000]).metrics["loss"] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("metric", "value", "best", "better"),
-    [
-        ("accuracy", 0.1, None, True),
-        ("accuracy", 0.6, 0.5, True),
-        ("accuracy", 0.5, 0.5, False),
-        ("accuracy", 0.4, 0.5, False),
-        ("macro_accuracy", 0.6, 0.5, True),
-        ("top5", 0.6, 0.5, True),
-        ("loss", 9.0, None, True),
-        ("loss", 0.4, 0.5, True),
-        ("loss", 0.5, 0.5, False),
-        ("loss", 0.6, 0.5, False),
-    ],
-)
-def test_is_better__direction_and_ties(metric: str, value: float, best: float | None, better: bool) -> None:
-    """More is better, of a loss less; a tie is not better, so the earlier stays."""
-    assert is_better(metric, value, best) is better

@@ -32,9 +32,12 @@ from training_helpers import (
 )
 
 from vit_finetune.common.errors import WorkError
-from vit_finetune.training import Progress, find_checkpoint, restore
+from vit_finetune.training import Progress, Stage, find_checkpoint, restore
 from vit_finetune.training import checkpoint as store
 from vit_finetune.training import loop as loop_module
+from vit_finetune.training.averages import WeightAverage
+from vit_finetune.training.mix import PairMixing
+from vit_finetune.training.objective import Objective
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +105,11 @@ def test_fit__loss_is_torchs(tmp_path: Path, smoothing: float) -> None:
         logits = tiny_vit()(batch.images)
     expected = nn.CrossEntropyLoss(label_smoothing=smoothing)(logits, batch.labels).item()
     run = Run.start(tmp_path)
-    run.fit(plan_of(num_steps=1, warmup_steps=0), options_of(label_smoothing=smoothing), batches=steps_of(micro=2))
+    run.fit(
+        plan_of(num_steps=1, warmup_steps=0),
+        options_of(objective=Objective(label_smoothing=smoothing)),
+        batches=steps_of(micro=2),
+    )
     assert run.rows()[0]["loss"] == pytest.approx(expected, rel=1e-5)
 
 
@@ -157,12 +164,12 @@ def test_fit__rate_of_every_step_and_group(tmp_path: Path) -> None:
 def test_fit__rows(tmp_path: Path) -> None:
     """metrics.jsonl holds step, epoch and figures, every so many steps and at the last; clocks are in timing.jsonl."""
     run = Run.start(tmp_path)
-    run.fit(plan_of(num_steps=5), options_of(log_every_steps=2), evaluate=scorer(run.model))
+    run.fit(plan_of(num_steps=5), options_of(log_every_steps=2), evaluate=scorer())
     assert [(row["step"], row["epoch"]) for row in run.rows()] == [(2, 0.8), (4, 1.6), (5, 2.0)]
     everywhere = {"step", "epoch", "split", "loss"}
     assert all(row.keys() == everywhere | {"lr", "grad_norm"} for row in run.rows())
     assert [row["step"] for row in run.rows("val")] == [2, 4, 5]
-    assert all(row.keys() == everywhere | {"accuracy", "macro_accuracy"} for row in run.rows("val"))
+    assert all(row.keys() == everywhere | {"accuracy", "macro_accuracy", "macro_f1"} for row in run.rows("val"))
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert {"seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes"} < timing[0].keys()
 
@@ -247,7 +254,7 @@ def test_fit__stops_at_a_val_loss(tmp_path: Path) -> None:
     """A val loss that is not finite stops the run rather than being written as a figure."""
     run = Run.start(tmp_path)
     with pytest.raises(WorkError) as error:
-        run.fit(evaluate=lambda: figures(loss=math.nan, accuracy=0.3))
+        run.fit(evaluate=lambda _: figures(loss=math.nan, accuracy=0.3))
     assert str(error.value) == "the val loss after step 2 is nan; lower optimizer.lr"
     assert run.rows("val") == []
 
@@ -315,7 +322,7 @@ def test_fit__a_nan_loss_is_no_matter_of_the_scale(tmp_path: Path, fp16: Callabl
         fp16(tmp_path, 2.0).fit(batches=spoiled(0, 0))
 
 
-def restored(run: Run) -> Progress:
+def restored(run: Run, average: WeightAverage | None = None) -> Progress:
     return restore(
         run.run_dir,
         find_checkpoint(run.run_dir),
@@ -326,6 +333,7 @@ def restored(run: Run) -> Progress:
         settings={"data": "abc"},
         metric="accuracy",
         keep_threads=False,
+        average=average,
     )
 
 
@@ -333,18 +341,18 @@ def test_fit__resume_is_bit_identical(tmp_path: Path) -> None:
     """A run stopped after step 3 and resumed from step 2 ends as an undisturbed one, bit for bit, its metrics too."""
     noisy: dict[str, Any] = {"drop_path_rate": 0.3, "proj_drop_rate": 0.2, "patch_drop_rate": 0.25}
     whole = Run.start(tmp_path / "whole", tiny_vit(**noisy))
-    done = whole.fit(evaluate=scorer(whole.model))
+    done = whole.fit(evaluate=scorer())
 
     first = Run.start(tmp_path / "run", tiny_vit(**noisy))
     with pytest.raises(StopIteration):
-        first.fit(batches=itertools.islice(steps_of(), 3), evaluate=scorer(first.model))
+        first.fit(batches=itertools.islice(steps_of(), 3), evaluate=scorer())
     assert [row["step"] for row in first.rows()] == [1, 2, 3]
 
     torch.manual_seed(12345)
     second = Run.start(tmp_path / "run", tiny_vit(seed=1, **noisy))
     progress = restored(second)
     assert progress.step == 2
-    assert second.fit(evaluate=scorer(second.model), progress=progress) == done
+    assert second.fit(evaluate=scorer(), progress=progress) == done
     assert same(copied(second.model), copied(whole.model))
     for name in ("metrics.jsonl", "checkpoints/BEST", "checkpoints/LATEST"):
         assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
@@ -367,7 +375,7 @@ def test_fit__best_step(tmp_path: Path, metric: str, values: list[float], best: 
     """The best step by the named metric is kept, however few others are; of equal ones it is the earlier."""
     results = iter([figures(**{"accuracy": 0.1, metric: value}) for value in values])
     run = Run.start(tmp_path)
-    done = run.fit(options=options_of(metric=metric, keep_last=1), evaluate=lambda: next(results))
+    done = run.fit(options=options_of(metric=metric, keep_last=1), evaluate=lambda _: next(results))
     assert (done.best_step, done.best_value) == (best, values[best // 2 - 1])
     root = tmp_path / "checkpoints"
     assert store.pointed_step(root, "BEST") == best
@@ -384,7 +392,7 @@ def test_fit__no_val_split(tmp_path: Path) -> None:
 def test_fit__a_new_best_is_saved_between_checkpoints(tmp_path: Path) -> None:
     """A best step is saved although no checkpoint was due."""
     results = iter([figures(accuracy=value) for value in (0.1, 0.9, 0.2)])
-    Run.start(tmp_path).fit(plan_of(save_every=6), evaluate=lambda: next(results))
+    Run.start(tmp_path).fit(plan_of(save_every=6), evaluate=lambda _: next(results))
     assert store.saved_steps(tmp_path / "checkpoints") == [2, 4, 6]
 
 
@@ -401,13 +409,13 @@ def test_fit__best_pointer_catches_up_after_a_kill(tmp_path: Path, monkeypatch: 
     point_to = store.point_to
     monkeypatch.setattr(store, "point_to", killed)
     with pytest.raises(KeyboardInterrupt):
-        run.fit(evaluate=lambda: next(results))
+        run.fit(evaluate=lambda _: next(results))
     monkeypatch.undo()
     root = tmp_path / "checkpoints"
     assert (store.pointed_step(root, "BEST"), store.newest_whole(root)[0]) == (2, 4)
     progress = Progress(4, 4, 0.9, 0)
     plan = plan_of(num_steps=8, save_every=1)
-    done = run.fit(plan, options_of(keep_last=1), evaluate=lambda: figures(accuracy=0.2), progress=progress)
+    done = run.fit(plan, options_of(keep_last=1), evaluate=lambda _: figures(accuracy=0.2), progress=progress)
     assert done.best_step == 4
     assert store.pointed_step(root, "BEST") == 4
     assert store.saved_steps(root) == [4, 8]
@@ -432,12 +440,15 @@ def test_fit__every_minutes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_fit__state_of_a_checkpoint(tmp_path: Path) -> None:
     """state.json holds what a resumed run needs and no generator state: every step seeds itself."""
     run = Run.start(tmp_path)
-    run.fit(plan_of(num_steps=2), evaluate=scorer(run.model))
+    run.fit(plan_of(num_steps=2), evaluate=scorer())
     state = store.load_checkpoint(tmp_path / "checkpoints", 2).state
     assert state == {
         "step": 2,
         "best_step": 2,
         "best_value": run.rows("val")[0]["accuracy"],
+        "best_is_average": False,
+        "num_not_better": 0,
+        "num_averaged": None,
         "skipped_in_a_row": 0,
         "scaler": None,
         "num_processes": 1,
@@ -486,3 +497,95 @@ def test_fit__fewer_pictures_divide_by_their_number(tmp_path: Path) -> None:
         torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-12, rtol=1e-9, msg=name)
     told = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
     assert told["loss"] == pytest.approx(loss.item(), abs=1e-6)  # summed in float32
+
+
+MIXING = PairMixing(seed=0, mixup_alpha=0.8, cutmix_alpha=1.0, off_step=4)
+
+
+@pytest.mark.parametrize("micro", [2, 4])
+def test_fit__mixing_is_the_same_in_micro_batches(tmp_path: Path, micro: int) -> None:
+    """With Mixup and CutMix, micro-batches of one or two pairs end at the weights of the whole batch, in float64."""
+    ends = []
+    for size in (8, micro):
+        run = Run.start(tmp_path / f"{size}", tiny_vit(dtype=torch.float64, drop_path_rate=0.3))
+        options = options_of(objective=Objective(label_smoothing=0.1, mixing=MIXING))
+        run.fit(options=options, batches=steps_of(micro=size, dtype=torch.float64))
+        ends.append(copied(run.model))
+    for name, tensor in ends[0].items():
+        torch.testing.assert_close(tensor, ends[1][name], atol=1e-12, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("raw", "averaged", "best", "is_average"),
+    [
+        ([0.5, 0.6, 0.7], [0.4, 0.8, 0.7], 4, True),  # the average of step 4 is the best of all six
+        ([0.5, 0.9, 0.7], [0.9, 0.8, 0.7], 2, True),  # a tie with it later: the earlier stays
+        ([0.5, 0.8, 0.7], [0.4, 0.8, 0.7], 4, False),  # a tie at one step: the weights themselves
+    ],
+)
+def test_fit__the_average_is_scored_beside_the_weights(
+    tmp_path: Path, raw: list[float], averaged: list[float], best: int, is_average: bool
+) -> None:
+    """Both are scored and written, and whichever is better decides; the checkpoint holds both."""
+    run = Run.start(tmp_path)
+    average = WeightAverage(tiny_vit(), 0.9)
+    values = {id(run.model): iter(raw), id(average.model): iter(averaged)}
+    done = run.fit(evaluate=lambda model: figures(accuracy=next(values[id(model)])), average=average)
+    assert (done.best_step, done.best_is_average) == (best, is_average)
+    assert [(row["accuracy"], row["ema_accuracy"]) for row in run.rows("val")] == list(zip(raw, averaged, strict=True))
+    saved = store.load_checkpoint(tmp_path / "checkpoints", best)
+    assert saved.state["best_is_average"] is is_average
+    assert saved.average is not None
+    assert saved.average.keys() == saved.model.keys()
+    (tmp_path / "checkpoints" / store.folder_name(best) / "ema.safetensors").write_bytes(b"")
+    assert "ema.safetensors has another content" in str(store.damage_of_step(tmp_path / "checkpoints", best))
+
+
+def test_fit__the_average_without_val(tmp_path: Path) -> None:
+    """Where nothing selects, the average of the last step is the result, as was asked for."""
+    done = Run.start(tmp_path).fit(average=WeightAverage(tiny_vit(), 0.9))
+    assert (done.best_step, done.best_is_average) == (6, True)
+
+
+def test_fit__patience(tmp_path: Path) -> None:
+    """Two evaluations without a better one end the run, which is saved there and says so; resumed, it stays there."""
+    values = [0.5, 0.7, 0.6, 0.7, 0.9]
+    scores = iter(values)
+    run = Run.start(tmp_path)
+    plan, options = plan_of(num_steps=10, save_every=5), options_of(patience=2)
+    done = run.fit(plan, options, evaluate=lambda _: figures(accuracy=next(scores)))
+    assert (done.step, done.best_step, done.num_not_better) == (8, 4, 2)
+    assert store.pointed_step(tmp_path / "checkpoints", "LATEST") == 8
+    again = Run.start(tmp_path)
+    assert again.fit(plan, options, evaluate=scorer(), progress=restored(again)) == done
+
+
+def test_fit__patience_waits_for_the_last_stage(tmp_path: Path) -> None:
+    """Evaluations before the last stage do not count: a stage that stands still is no reason to miss the next."""
+    scores = iter([0.5, 0.5, 0.5, 0.5, 0.5])
+    plan = plan_of(num_steps=10, stages=(Stage(mode="linear_probe"), Stage(first_step=4)))
+    done = Run.start(tmp_path).fit(plan, options_of(patience=2), evaluate=lambda _: figures(accuracy=next(scores)))
+    assert (done.step, done.num_not_better) == (8, 2)
+
+
+def test_fit__resume_with_mixing_and_average_is_bit_identical(tmp_path: Path) -> None:
+    """A run with Mixup, CutMix and an average, stopped and resumed, ends bit for bit as the undisturbed one."""
+    options = options_of(objective=Objective(mixing=MIXING), patience=5)
+    ends = []
+    for name in ("whole", "run"):
+        run, average = Run.start(tmp_path / name), WeightAverage(tiny_vit(), 0.9)
+        if name == "run":
+            with pytest.raises(StopIteration):
+                run.fit(options=options, batches=itertools.islice(steps_of(), 3), evaluate=scorer(), average=average)
+            run, average = Run.start(tmp_path / name, tiny_vit(seed=1)), WeightAverage(tiny_vit(seed=2), 0.9)
+            progress = restored(run, average)
+            assert progress.step == average.num_updates == 2
+            done = run.fit(options=options, evaluate=scorer(), average=average, progress=progress)
+        else:
+            done = run.fit(options=options, evaluate=scorer(), average=average)
+        ends.append((done, copied(run.model), average.tensors()))
+    assert ends[0][0] == ends[1][0]
+    assert same(ends[0][1], ends[1][1])
+    assert same(ends[0][2], ends[1][2])
+    for name in ("metrics.jsonl", "checkpoints/step-00000006/SHA256SUMS"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

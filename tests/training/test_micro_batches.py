@@ -16,7 +16,6 @@ from training_helpers import Run, options_of, pictures, plan_of, steps_of, tiny_
 from vit_finetune import finetune
 from vit_finetune.common.errors import WorkError
 from vit_finetune.common.files import write_json
-from vit_finetune.training import loop as loop_module
 from vit_finetune.training.micro_batches import (
     cut,
     halved,
@@ -25,21 +24,23 @@ from vit_finetune.training.micro_batches import (
     remembered_micro_batch,
     with_micro_batch,
 )
+from vit_finetune.training.mix import PairMixing
+from vit_finetune.training.objective import Objective
 
-LOSS = loop_module._Loop.loss
+LOSSES = Objective.losses
 
 
 def run_out(monkeypatch: pytest.MonkeyPatch, fits: Any) -> list[int]:
     """Let memory run out, before or in the middle of a step, wherever `fits(step, count, pictures)` says no."""
     sizes: list[int] = []
 
-    def loss(loop: Any, batch: Any) -> torch.Tensor:
+    def losses(objective: Any, model: Any, batch: Any, *, step: int, device: Any) -> torch.Tensor:
         sizes.append(len(batch))
-        if not fits(loop.at.step, len(sizes), len(batch)):
+        if not fits(step, len(sizes), len(batch)):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
-        return LOSS(loop, batch)
+        return LOSSES(objective, model, batch, step=step, device=device)
 
-    monkeypatch.setattr(loop_module._Loop, "loss", loss)
+    monkeypatch.setattr(Objective, "losses", losses)
     return sizes
 
 
@@ -89,17 +90,18 @@ def test_fit__too_large_at_the_least(
     """Where the fewest pictures do not fit, the run stops and says what to change; pairs are never parted."""
     sizes = run_out(monkeypatch, lambda step, count, size: False)
     with pytest.raises(WorkError, match=rf"out of memory with {least} picture\(s\) at once, the fewest .* lower model"):
-        Run.start(tmp_path).fit(options=options_of(keep_pairs=keep_pairs))
+        mixing = PairMixing(seed=0, mixup_alpha=0.8) if keep_pairs else None
+        Run.start(tmp_path).fit(options=options_of(objective=Objective(mixing=mixing)))
     assert sizes == [8, 4, 2, 1][: 5 - (2 if keep_pairs else 1)]
 
 
 def test_fit__other_errors_are_not_hidden(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An error that is not about memory comes out as it is, at the first attempt."""
 
-    def loss(loop: Any, batch: Any) -> torch.Tensor:
+    def losses(*_: Any, **__: Any) -> torch.Tensor:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
-    monkeypatch.setattr(loop_module._Loop, "loss", loss)
+    monkeypatch.setattr(Objective, "losses", losses)
     with pytest.raises(RuntimeError, match="mat1 and mat2"):
         Run.start(tmp_path).fit()
     assert not (tmp_path / "plan.json").exists()
@@ -184,20 +186,19 @@ def test_resume__takes_the_halved_size(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 SCRIPT = """
-import json, sys
+import os, sys
 import torch
-from vit_finetune import finetune
 from vit_finetune.cli import main
-from vit_finetune.training import loop as loop_module
+from vit_finetune.training.objective import Objective
 
-real, step_that_fails = loop_module._Loop.loss, int(sys.argv[2])
+real, step_that_fails = Objective.losses, int(sys.argv[2])
 
-def loss(loop, batch):
-    if loop.accelerator.process_index == 1 and loop.at.step == step_that_fails and len(batch) > 2:
+def losses(objective, model, batch, *, step, device):
+    if os.environ["RANK"] == "1" and step == step_that_fails and len(batch) > 2:
         raise torch.OutOfMemoryError("CUDA out of memory.")
-    return real(loop, batch)
+    return real(objective, model, batch, step=step, device=device)
 
-loop_module._Loop.loss = loss
+Objective.losses = losses
 sys.argv = ["vit-finetune", "train", sys.argv[1], *sys.argv[3:]]
 main()
 """

@@ -4,19 +4,23 @@
 """
 
 from vit_finetune.assembly.feeding import Feeder, blend_with_start, open_feeder
+from vit_finetune.assembly.learning import make_objective, settle_metric
 from vit_finetune.assembly.network import add_adapters, build_model, preprocess_of, train_transform_of
 from vit_finetune.assembly.numbers import make_plan, settle_micro_batch
-from vit_finetune.assembly.telling import flat, start_screen
+from vit_finetune.assembly.telling import end_screen, flat, start_screen
 
 __all__ = [
     "Feeder",
     "add_adapters",
     "blend_with_start",
     "build_model",
+    "end_screen",
     "flat",
+    "make_objective",
     "make_plan",
     "open_feeder",
     "preprocess_of",
+    "settle_metric",
     "settle_micro_batch",
     "start_screen",
     "train_transform_of",

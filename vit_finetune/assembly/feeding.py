@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision.transforms.v2 import Compose
 
 from vit_finetune.assembly.keeping import num_workers_of, picture_sources
@@ -26,7 +26,8 @@ from vit_finetune.data.loader import eval_batches, train_batches
 from vit_finetune.data.pixels import Normalise
 from vit_finetune.data.prepared import EvalPreparation
 from vit_finetune.data.transforms import Transform, build_eval_crop, build_eval_rest
-from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, wise_ft_blend
+from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, tune_thresholds, wise_ft_blend
+from vit_finetune.evaluation.multilabel import HALF
 from vit_finetune.models import Backbone
 from vit_finetune.training import RunConsole, TrainPlan
 
@@ -85,18 +86,35 @@ class Feeder:
             per_device_batch_size=plan.per_device_batch_size,
             start_step=start_step,
             num_steps=plan.num_steps - start_step,
+            balanced=self.config.train.imbalance == "balanced_sampler",
+            in_pairs=self.config.train.mixes,
             **self._share(),
         )
         return self.wait.timed([self._arriving(batch) for batch in step] for step in steps)
 
-    def val_scorer(self, model: Backbone) -> Callable[[], EvalResult] | None:
-        """Return what scores the val split, or None where there is none."""
+    def val_scorer(self) -> Callable[[nn.Module], EvalResult] | None:
+        """Return what scores a network on the val split, or None where there is none."""
         val = self.splits.val
-        return None if val is None else lambda: self.score(model, val)
+        return None if val is None else lambda model: self.score(model, val)
 
-    def score_corrupted(self, model: Backbone, pictures: ImageSet) -> dict[str, Any]:
+    def tuned_thresholds(self, model: nn.Module) -> list[float] | None:
+        """Return the probability from which on a picture has each class, tuned on val; None for one class a picture."""
+        if not self.splits.train.is_multilabel:
+            return None
+        if self.splits.val is None:
+            return [HALF] * len(self.splits.class_names)
+        found = self.score(model, self.splits.val, keep_predictions=True)
+        return tune_thresholds(found.labels, found.probabilities)
+
+    def score_corrupted(
+        self, model: nn.Module, pictures: ImageSet, *, thresholds: Sequence[float] | None = None
+    ) -> dict[str, Any]:
         """Score every picture under every corruption."""
-        return over_corruptions(lambda corruption: self.score(model, pictures, corruption=corruption).metrics)
+
+        def figures(corruption: Corruption) -> dict[str, float]:
+            return self.score(model, pictures, corruption=corruption, thresholds=thresholds).metrics
+
+        return over_corruptions(figures)
 
     def _eval_transform(self, corruption: Corruption | None, *, is_cropped: bool) -> Transform:
         """Return the evaluation transform, or its second half for pictures that are cropped already."""
@@ -105,11 +123,12 @@ class Feeder:
 
     def score(
         self,
-        model: Backbone,
+        model: nn.Module,
         pictures: ImageSet,
         *,
         keep_predictions: bool = False,
         corruption: Corruption | None = None,
+        thresholds: Sequence[float] | None = None,
     ) -> EvalResult:
         """Score every picture that can be read once over all processes."""
         size = self.config.evaluation.batch_size
@@ -131,6 +150,8 @@ class Feeder:
             num_expected=lambda: self.skipped.num_readable(pictures, bad),
             accelerator=self.accelerator,
             keep_predictions=keep_predictions,
+            multilabel=pictures.is_multilabel,
+            thresholds=thresholds,
         )
 
 
@@ -168,20 +189,20 @@ def blend_with_start(config: Config, model: Backbone, feeder: Feeder, start: Map
     """Put the best point between the weights before and after fine-tuning into the network, on every process alike.
 
     Args:
-        config: says which points, and the metric that decides on val.
+        config: says which points; the plan, by which metric of val.
         model: with the weights after fine-tuning; it is changed.
         feeder: of the run.
         start: the weights before.
     """
     alphas = WISE_FT_ALPHAS if config.train.wise_ft is True else config.train.wise_ft or ()
-    score_val = feeder.val_scorer(model)
+    score_val = feeder.val_scorer()
     assert score_val is not None  # `make_plan` refuses a run without a val split
 
     def score_of(state: Mapping[str, Tensor]) -> dict[str, float]:
         model.load_state_dict(state)
-        return score_val().metrics
+        return score_val(model).metrics
 
     end = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
-    blend = wise_ft_blend(start, end, score=score_of, metric=config.evaluation.metric, alphas=alphas)
+    blend = wise_ft_blend(start, end, score=score_of, metric=feeder.plan.metric, alphas=alphas)
     model.load_state_dict(blend.state)
     return blend

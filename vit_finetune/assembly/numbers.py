@@ -13,6 +13,7 @@ from vit_finetune.models import Backbone
 from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
 from vit_finetune.training.memory import find_micro_batch
 from vit_finetune.training.micro_batches import remembered_micro_batch, with_micro_batch
+from vit_finetune.training.plan import largest_share
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -24,16 +25,20 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth
     Raises:
         RequestError: the numbers contradict each other.
     """
-    if config.evaluation.metric == "top5" and len(splits.class_names) < 5:
-        classes = len(splits.class_names)
-        raise RequestError(f"evaluation.metric top5 says nothing about {classes} classes; use accuracy")
-    if config.train.wise_ft and splits.val is None:
-        raise RequestError("train.wise_ft chooses on val pictures, and there are none; give data.val_split, or drop it")
+    for key in ("wise_ft", "early_stopping_patience"):
+        if getattr(config.train, key) and splits.val is None:
+            raise RequestError(f"train.{key} needs val pictures, and there are none; give data.val_split, or drop it")
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
     schedule, evaluation = config.schedule, config.evaluation
     processes, kind = accelerator.num_processes, accelerator.device.type
-    size = micro_batch(train.per_device_batch_size, global_batch_size=batch, num_processes=processes, device_kind=kind)
+    size = micro_batch(
+        train.per_device_batch_size,
+        global_batch_size=batch,
+        num_processes=processes,
+        device_kind=kind,
+        in_pairs=train.mixes,
+    )
     num_steps = train.steps or steps_in(train.epochs or 0, **clock)
     tuning = config.tuning
     probe_steps = tuning.probe_steps or (steps_in(tuning.probe_epochs, **clock) if tuning.probe_epochs else 0)
@@ -52,6 +57,7 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth
         save_every=config.checkpoint.every_steps,
         num_processes=processes,
         mixed_precision=accelerator.mixed_precision,
+        metric=config.evaluation.metric,
         seed=config.run.seed,
         stages=plan_stages(
             tuning.mode,
@@ -76,7 +82,7 @@ def settle_micro_batch(
     """
     remembered = remembered_micro_batch(Path(config.run.dir)) if resuming else None
     if remembered is not None:
-        share = -(-plan.global_batch_size // plan.num_processes)
+        share = largest_share(plan.global_batch_size, plan.num_processes, in_pairs=config.train.mixes)
         return with_micro_batch(plan, min(remembered, share))
     if config.train.per_device_batch_size != "auto":
         return plan
@@ -87,4 +93,6 @@ def settle_micro_batch(
         accelerator=accelerator,
         image_size=(model.config.in_chans, *model.config.img_size),
         max_memory=None if limit is None else parse_size(limit, "train.max_memory"),
+        least=2 if config.train.mixes else 1,
+        states_per_parameter=2 if config.train.ema_decay is None else 3,
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.evaluation import Blend
 from vit_finetune.models import Backbone
 from vit_finetune.training import TrainPlan
 from vit_finetune.tuning import Tuned
@@ -41,12 +43,36 @@ def start_screen(
         f"model    {model.name} at {height}x{width}: {tuned.num_trained:,} parameters trained, "
         f"{tuned.num_frozen:,} frozen ({config.tuning.mode})",
         *(f"weights  {line}" for line in report.lines()),
-        f"data     {sizes} pictures, {len(splits.class_names)} classes ({config.train.task}, imbalance: "
-        f"{config.train.imbalance})",
+        f"data     {sizes} pictures, {len(splits.class_names)} classes",
         *(f"data     {note}" for note in splits.notes),
         f"plan     {plan.num_steps} steps x {plan.global_batch_size} pictures = {epochs:.2f} epochs, "
         f"{plan.warmup_steps} steps of warm-up, then {plan.schedule}, peak lr {plan.lr:g}",
         f"plan     {plan.num_processes} process(es) x {plan.per_device_batch_size} pictures x "
         f"{plan.gradient_accumulation_steps} accumulated, precision {plan.mixed_precision}, on {place}",
+        f"learns   {', '.join(_learned(config))}; the best by {plan.metric}",
         f"run      {config.run.dir}",
+    ]
+
+
+def _learned(config: Config) -> Iterator[str]:
+    """Yield the task and what of the recipe changes what is learned."""
+    train = config.train
+    yield train.task
+    yield f"imbalance {train.imbalance}"
+    for key in ("label_smoothing", "mixup_alpha", "cutmix_alpha", "mixup_off_epoch", "ema_decay"):
+        if getattr(train, key):
+            yield f"{key} {getattr(train, key):g}"
+
+
+def end_screen(
+    run_dir: Path, metrics: Mapping[str, float], *, best_step: int, split: str, blend: Blend | None
+) -> list[str]:
+    """Return what came out and what to type next."""
+    figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
+    blended = [] if blend is None else [f"wise_ft  alpha {blend.chosen:g} is the best of {len(blend.rows)} on val"]
+    return [
+        *blended,
+        f"done     step {best_step} is the best; {split}: {figures}" if figures else "done",
+        f"model    {run_dir / 'model'}   (timm and transformers open this folder)",
+        f"next     vit-finetune predict {run_dir} PICTURE_OR_FOLDER...",
     ]

@@ -58,6 +58,25 @@ class Config(Section):
             raise ValueError("tuning.mode readout keeps features; leave data.cache and data.working_size out")
         return self
 
+    @model_validator(mode="after")
+    def _readouts_train_nothing(self) -> Config:
+        train = self.train
+        acting = {
+            "mixup_alpha": train.mixup_alpha > 0,
+            "cutmix_alpha": train.cutmix_alpha > 0,
+            "ema_decay": train.ema_decay is not None,
+            "early_stopping_patience": train.early_stopping_patience is not None,
+            "imbalance": train.imbalance != "none",
+            "task": train.task != "multiclass",
+        }
+        given = [key for key, acts in acting.items() if acts]
+        if self.tuning.mode == "readout" and given:
+            raise ValueError(
+                f"train.{given[0]} does nothing with tuning.mode readout, which fits a readout of frozen features for "
+                "one class per picture; take it out, or use linear_probe"
+            )
+        return self
+
     @classmethod
     def load(cls, source: Config | Mapping[str, Any] | str | Path, *, overrides: Iterable[str] = ()) -> Config:
         """Read and check a configuration.

@@ -77,6 +77,11 @@ class DataConfig(Section):
     cache_limit_gb: PositiveFloat = 50.0
     """Most that all decoded pictures there may take together, in GB of 10^9 bytes; those used longest ago go first."""
 
+    @property
+    def bad_fraction_allowed(self) -> float | None:
+        """Share of a split's pictures that may be left out; None where the first bad one ends the run."""
+        return None if self.on_bad_image == "error" else self.max_bad_fraction
+
     @model_validator(mode="after")
     def _one_place(self) -> DataConfig:
         if (self.root is None) == (self.source is None):

@@ -17,8 +17,12 @@ class EvaluationConfig(Section):
     """Evaluate every so many steps. Give steps, epochs or neither (once an epoch)."""
     every_epochs: PositiveFloat | None = None
     """Evaluate every so many passes over the training pictures."""
-    metric: Literal["accuracy", "macro_accuracy", "top5", "loss"] = "accuracy"
-    """The figure of the val split that chooses the best checkpoint."""
+    metric: Literal[
+        "auto", "accuracy", "macro_accuracy", "macro_f1", "micro_f1", "mean_average_precision", "top5", "loss"
+    ] = "auto"
+    """The figure of the val split that chooses the best checkpoint. auto: accuracy; macro_accuracy where the largest
+    training class has three times the pictures of the smallest; mean_average_precision for several classes a picture
+    (that one and micro_f1 are for them only, macro_accuracy and top5 for one class a picture only)."""
     corruptions: bool = False
     """At the end, score the model under blur, noise and JPEG at three strengths too, beside the clean figures."""
     batch_size: PositiveInt | Literal["auto"] = "auto"

@@ -76,10 +76,12 @@ class TuningConfig(Section):
 class TrainConfig(Section):
     """How long, in which batches, at which precision."""
 
-    task: Literal["multiclass"] = "multiclass"
-    """One class per picture, softmax cross-entropy."""
-    imbalance: Literal["none"] = "none"
-    """How skewed class counts are met."""
+    task: Literal["multiclass", "multilabel"] = "multiclass"
+    """multiclass: one class per picture, softmax cross-entropy; multilabel: any number of them, a sigmoid each."""
+    imbalance: Literal["none", "loss_weights", "balanced_sampler", "logit_adjustment"] = "none"
+    """How skewed class counts are met, counted from the training split. loss_weights: a class weighs as the inverse of
+    its count; balanced_sampler: classes are seen equally often; logit_adjustment: the logarithms of the shares are
+    added to the logits in training (arXiv 2007.07314)."""
     epochs: PositiveFloat | None = None
     """Passes over the training pictures; may be a fraction. Give epochs, steps or a budget."""
     steps: PositiveInt | None = None
@@ -97,6 +99,21 @@ class TrainConfig(Section):
     """Global norm to which gradients are clipped; null does not clip."""
     label_smoothing: Rate = 0.0
     """Share of the target spread over all classes."""
+    mixup_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Mixup: neighbours are blended with a share from Beta(alpha, alpha); 0 is off, 0.8 is usual."""
+    cutmix_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """CutMix: neighbours swap a box whose area is drawn from Beta(alpha, alpha); 0 is off, 1 is usual."""
+    mixup_prob: Fraction = 1.0
+    """Probability that a pair is mixed at all."""
+    mixup_switch_prob: Fraction = 0.5
+    """Probability of CutMix instead of Mixup where both are on."""
+    mixup_off_epoch: PositiveFloat | None = None
+    """Passes over the training pictures after which nothing is mixed; null mixes to the end."""
+    ema_decay: Rate | None = None
+    """Keep an average of the weights that moves by 1 - ema_decay of the way to them at each step (EMA, Polyak), score
+    it beside them, and take whichever is better on val; without a val split, take it. null keeps none."""
+    early_stopping_patience: PositiveInt | None = None
+    """End the run after so many evaluations in a row without a better one, in the last stage; null never does."""
     grad_checkpointing: bool = False
     """Recompute each block in the backward pass: less memory, more time, same numbers."""
     compile: bool = False
@@ -107,6 +124,45 @@ class TrainConfig(Section):
     wise_ft: bool | tuple[Fraction, ...] = False
     """At the end, score points between the weights before and after fine-tuning on val and keep the best (WiSE-FT): the
     shares of the fine-tuned weights, or true for 0, 0.1, ..., 1. Never worse on val than without."""
+
+    @property
+    def mixes(self) -> bool:
+        """Tell whether neighbours are mixed."""
+        return self.mixup_alpha > 0 or self.cutmix_alpha > 0
+
+    @model_validator(mode="after")
+    def _mixing(self) -> TrainConfig:
+        changed = [
+            key for key in ("mixup_prob", "mixup_switch_prob", "mixup_off_epoch") if key in self.model_fields_set
+        ]
+        given = [key for key in changed if getattr(self, key) != type(self).model_fields[key].default]
+        if given and not self.mixes:
+            raise ValueError(f"train.{given[0]} does nothing without train.mixup_alpha or train.cutmix_alpha above 0")
+        if self.mixes and self.global_batch_size % 2:
+            raise ValueError(
+                f"mixing pairs the pictures of a batch, and train.global_batch_size {self.global_batch_size} is odd; "
+                "give an even one"
+            )
+        if self.mixes and isinstance(self.per_device_batch_size, int) and self.per_device_batch_size % 2:
+            raise ValueError(
+                f"mixing keeps pairs together, and train.per_device_batch_size {self.per_device_batch_size} is odd; "
+                "give an even one, or auto"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _balances(self) -> TrainConfig:
+        if self.task == "multilabel" and self.imbalance not in ("none", "loss_weights"):
+            raise ValueError(
+                f"train.imbalance {self.imbalance} needs one class per picture; with train.task multilabel use "
+                "loss_weights"
+            )
+        if self.task == "multilabel" and self.budget is not None:
+            raise ValueError(
+                "train.budget begins with readouts of frozen features, which are for one class per picture; with "
+                "train.task multilabel give train.epochs or train.steps"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_clock(self) -> TrainConfig:

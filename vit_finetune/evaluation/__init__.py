@@ -1,12 +1,15 @@
 """How good a model is: exact figures, every picture counted once at any number of processes."""
 
 from vit_finetune.evaluation.intervals import mean_interval
-from vit_finetune.evaluation.metrics import METRICS, EvalResult, LabelledBatch, is_better, score
+from vit_finetune.evaluation.metrics import METRICS, score
+from vit_finetune.evaluation.multilabel import MULTILABEL_METRICS, tune_thresholds
+from vit_finetune.evaluation.outputs import EvalResult, LabelledBatch
 from vit_finetune.evaluation.predictions import Predictions, check_output, write_evaluation, write_predictions
 from vit_finetune.evaluation.soups import WISE_FT_ALPHAS, Blend, greedy_blend, wise_ft_blend
 
 __all__ = [
     "METRICS",
+    "MULTILABEL_METRICS",
     "WISE_FT_ALPHAS",
     "Blend",
     "EvalResult",
@@ -14,9 +17,9 @@ __all__ = [
     "Predictions",
     "check_output",
     "greedy_blend",
-    "is_better",
     "mean_interval",
     "score",
+    "tune_thresholds",
     "wise_ft_blend",
     "write_evaluation",
     "write_predictions",

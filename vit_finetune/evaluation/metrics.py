@@ -8,65 +8,20 @@ pictures seen is compared with the number there are. Nothing is padded and nothi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vit_finetune.common.errors import WorkError
+from vit_finetune.evaluation.multilabel import f1, score_multilabel
+from vit_finetune.evaluation.outputs import EvalResult, LabelledBatch, check_count, gathered, outputs
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-METRICS = ("accuracy", "macro_accuracy", "top5", "loss")
-
-
-class LabelledBatch(Protocol):
-    """What is scored."""
-
-    @property
-    def images(self) -> Tensor:
-        """Pixels as the network takes them [B, C, H, W]."""
-
-    @property
-    def labels(self) -> Tensor:
-        """True classes, int64 [B]."""
-
-    @property
-    def indices(self) -> Tensor:
-        """Places in the data set, int64 [B]."""
-
-
-@dataclass(frozen=True)
-class EvalResult:
-    """The figures of one split.
-
-    Attributes:
-        metrics: `loss` (plain cross-entropy), and as fractions `accuracy`, `macro_accuracy` (mean over the
-            classes that occur) and `top5` (left out with fewer than five classes).
-        num_samples: pictures counted.
-        per_class: a row a class: `class`, `num_samples`, `num_correct`, `accuracy` (None where none occurs).
-        indices: places in the data set [n], ascending; empty unless predictions were kept.
-        labels: the true class of each [n]; -1 where unknown.
-        probabilities: softmax outputs [n, K].
-    """
-
-    metrics: dict[str, float]
-    num_samples: int
-    per_class: list[dict[str, Any]]
-    indices: np.ndarray
-    labels: np.ndarray
-    probabilities: np.ndarray
-
-
-def is_better(metric: str, value: float, best: float | None) -> bool:
-    """Say whether `value` beats `best`; a tie does not, so the earlier one stays."""
-    if best is None:
-        return True
-    return value < best if metric == "loss" else value > best
+METRICS = ("accuracy", "macro_accuracy", "macro_f1", "top5", "loss")
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:
@@ -99,6 +54,8 @@ def score(
     accelerator: Accelerator | None = None,
     device: torch.device | None = None,
     keep_predictions: bool = False,
+    multilabel: bool = False,
+    thresholds: Sequence[float] | None = None,
 ) -> EvalResult:
     """Score a model on this process's share of a split and add up the shares.
 
@@ -110,6 +67,8 @@ def score(
         accelerator: adds up over its processes and sets the precision; None for one process.
         device: where to compute without an accelerator.
         keep_predictions: gather every picture's probabilities, in data set order.
+        multilabel: pictures have any number of classes; predictions are then always kept.
+        thresholds: [K], of several classes a picture: one is predicted from this probability on; None takes 0.5.
 
     Returns:
         The same figures on every process.
@@ -118,67 +77,45 @@ def score(
         WorkError: a picture was missed or counted twice.
     """
     place = accelerator.device if accelerator is not None else device or torch.device("cpu")
+    found = outputs(model, batches, accelerator=accelerator, place=place)
+    if multilabel:
+        return score_multilabel(
+            found, class_names=class_names, num_expected=num_expected, accelerator=accelerator, thresholds=thresholds
+        )
     num_classes = len(class_names)
-    counts = torch.zeros(3, num_classes, dtype=torch.int64)  # pictures, first guesses right, in the first five
+    counts = torch.zeros(4, num_classes, dtype=torch.int64)  # pictures, first guesses right, in the first five, guesses
     loss_sum = torch.zeros(1, dtype=torch.float64)
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    was_training = model.training
-    model.eval()
-    for batch in batches:
+    kept: list[tuple[np.ndarray, ...]] = []
+    for batch, logits in found:
         labels = batch.labels.to(place)
-        images = batch.images.to(place, non_blocking=True)
-        if accelerator is None:
-            logits = model(images)
-        else:
-            with accelerator.autocast():
-                logits = model(images)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         rank = ranks(logits, labels).cpu()
         for row, hits in enumerate((rank >= 0, rank == 0, rank < 5)):
             counts[row] += torch.bincount(batch.labels[hits], minlength=num_classes)
+        guesses = torch.from_numpy(logits.cpu().numpy().argmax(axis=1))  # the first of equals, as `ranks` counts
+        counts[3] += torch.bincount(guesses, minlength=num_classes)
         loss_sum += functional.cross_entropy(logits, labels, reduction="none").cpu().double().sum()
         if keep_predictions:
             kept.append((batch.indices.numpy(), batch.labels.numpy(), logits.softmax(dim=1).cpu().numpy()))
-    model.train(was_training)
     if accelerator is not None and accelerator.num_processes > 1:
         counts = accelerator.reduce(counts.to(place), reduction="sum").cpu()
         loss_sum = accelerator.reduce(loss_sum.to(place), reduction="sum").cpu()
-    expected = num_expected if isinstance(num_expected, int) else num_expected()
-    if int(counts[0].sum()) != expected:
-        raise WorkError(f"scored {int(counts[0].sum())} pictures of {expected}; each must be counted once")
-    return _result(counts.numpy(), float(loss_sum), class_names, _gathered(kept, num_classes, accelerator))
-
-
-def _gathered(
-    kept: list[tuple[np.ndarray, np.ndarray, np.ndarray]], num_classes: int, accelerator: Accelerator | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Join the kept predictions of all processes, in data set order."""
-    if accelerator is not None and accelerator.num_processes > 1:
-        from accelerate.utils import gather_object
-
-        kept = gather_object(kept)
-    if not kept:
-        empty = np.zeros(0, dtype=np.int64)
-        return empty, empty, np.zeros((0, num_classes), dtype=np.float32)
-    indices, labels, probabilities = (np.concatenate(parts) for parts in zip(*kept, strict=True))
-    order = np.argsort(indices, kind="stable")
-    return indices[order], labels[order], probabilities[order]
+    check_count(int(counts[0].sum()), num_expected)
+    return _result(counts.numpy(), float(loss_sum), class_names, gathered(kept, accelerator))
 
 
 def _result(
-    counts: np.ndarray,
-    loss_sum: float,
-    class_names: Sequence[str],
-    predictions: tuple[np.ndarray, np.ndarray, np.ndarray],
+    counts: np.ndarray, loss_sum: float, class_names: Sequence[str], predictions: tuple[np.ndarray, ...] | None
 ) -> EvalResult:
     """Divide once, at the end."""
-    seen, right, in_five = counts
+    seen, right, in_five, guessed = counts
     total = max(1, int(seen.sum()))
-    occurs = seen > 0
+    occurs, known = seen > 0, seen + guessed > 0
+    figures = [f1(int(right[row]), int(seen[row]), int(guessed[row])) for row in np.flatnonzero(known)]
     metrics = {
         "loss": loss_sum / total,
         "accuracy": int(right.sum()) / total,
         "macro_accuracy": float((right[occurs] / seen[occurs]).mean()) if occurs.any() else 0.0,
+        "macro_f1": float(np.mean(figures)) if figures else 0.0,
     }
     if len(class_names) >= 5:
         metrics["top5"] = int(in_five.sum()) / total
@@ -191,4 +128,8 @@ def _result(
         }
         for row, name in enumerate(class_names)
     ]
-    return EvalResult(metrics, int(seen.sum()), per_class, *predictions)
+    if predictions is None:
+        empty = np.zeros(0, dtype=np.int64)
+        predictions = empty, empty, np.zeros((0, len(class_names)), dtype=np.float32)
+    indices, labels, probabilities = predictions
+    return EvalResult(metrics, int(seen.sum()), per_class, indices, labels, probabilities)

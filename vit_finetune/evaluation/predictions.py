@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_file
-from vit_finetune.evaluation.metrics import EvalResult
+from vit_finetune.evaluation.outputs import EvalResult
 
 
 @dataclass(frozen=True)
@@ -28,14 +28,23 @@ class Predictions:
     Attributes:
         class_names: K names, in the order of the columns of `probabilities`.
         labels: the most probable class name of each picture [n].
-        probabilities: softmax outputs [n, K], float32.
+        probabilities: softmax outputs [n, K], float32; of a model for several classes a picture, sigmoid outputs.
         paths: the file of each picture [n]; None for one that came from memory.
+        thresholds: [K], of a model for several classes a picture: it has a class from this probability on; else None.
     """
 
     class_names: tuple[str, ...]
     labels: tuple[str, ...]
     probabilities: np.ndarray
     paths: tuple[str | None, ...]
+    thresholds: tuple[float, ...] | None = None
+
+    @property
+    def label_sets(self) -> tuple[tuple[str, ...], ...]:
+        """Return the class names of each picture [n]: several or none where the model is for that, else one."""
+        if self.thresholds is None:
+            return tuple((label,) for label in self.labels)
+        return tuple(tuple(names) for names in named(self.probabilities >= self.thresholds, self.class_names))
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -71,10 +80,12 @@ def write_predictions(predictions: Predictions, path: str | Path, *, top_k: int 
         raise RequestError(f"top_k is {top_k}; give 1 or more")
     ranked = predictions.top(top_k)
     rows = []
-    for name, label, best in zip(predictions.paths, predictions.labels, ranked, strict=True):
+    for place, (name, label, best) in enumerate(zip(predictions.paths, predictions.labels, ranked, strict=True)):
         row: dict[str, Any] = {"path": name, "label": label, "probability": best[0][1]}
-        for place, (other, probability) in enumerate(best[1:], start=2):
-            row |= {f"label_{place}": other, f"probability_{place}": probability}
+        if predictions.thresholds is not None:
+            row["labels"] = list(predictions.label_sets[place])
+        for rank, (other, probability) in enumerate(best[1:], start=2):
+            row |= {f"label_{rank}": other, f"probability_{rank}": probability}
         rows.append(row)
     with atomic_file(path) as temporary:
         _WRITERS[path.suffix](rows, temporary)
@@ -99,7 +110,12 @@ def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["path", "label", "probability"])
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({key: _as_text(value) for key, value in row.items()} for row in rows)
+
+
+def _as_text(value: Any) -> Any:
+    """Return lists as JSON, which a class name with any separator in it survives."""
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
 
 
 def _write_jsonl(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -113,8 +129,24 @@ def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 _WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".jsonl": _write_jsonl}
 
 
+def named(rows: np.ndarray, class_names: Sequence[str]) -> list[list[str]]:
+    """Return the names of the classes that each row marks.
+
+    Args:
+        rows: [n, K], true for a class that is there.
+        class_names: K names.
+    """
+    return [[class_names[column] for column in np.flatnonzero(row).tolist()] for row in rows]
+
+
 def write_evaluation(
-    path: Path, result: EvalResult, *, names: Sequence[str], split: str, class_names: Sequence[str]
+    path: Path,
+    result: EvalResult,
+    *,
+    names: Sequence[str],
+    split: str,
+    class_names: Sequence[str],
+    thresholds: Sequence[float] | None = None,
 ) -> None:
     """Write what a model said about each picture of a split as parquet, in data set order.
 
@@ -124,15 +156,23 @@ def write_evaluation(
         names: of the pictures of the split, in data set order.
         split: what the split is called.
         class_names: K names.
+        thresholds: [K], of several classes a picture; labels and predictions are then lists.
     """
-    guesses = result.probabilities.argmax(axis=1)
+    labels: list[Any]
+    predictions: list[Any]
+    if thresholds is None:
+        guesses = result.probabilities.argmax(axis=1)
+        labels, predictions = ([class_names[int(place)] for place in places] for places in (result.labels, guesses))
+    else:
+        marks = result.probabilities >= np.asarray(thresholds)
+        labels, predictions = named(result.labels, class_names), named(marks, class_names)
     columns = {
         "split": [split] * len(result.indices),
         "index": result.indices,
         "path": [names[index] for index in result.indices],
-        "label": [class_names[label] for label in result.labels],
-        "prediction": [class_names[guess] for guess in guesses],
-        "correct": guesses == result.labels,
+        "label": labels,
+        "prediction": predictions,
+        "correct": [label == guess for label, guess in zip(labels, predictions, strict=True)],
         "probability": result.probabilities.max(axis=1),
         "probabilities": list(result.probabilities),
     }

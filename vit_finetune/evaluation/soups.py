@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vit_finetune.evaluation.metrics import is_better
+from vit_finetune.common.figures import is_better
 from vit_finetune.weights.averaging import average_state_dicts, check_alike, interpolate_state_dicts
 
 WISE_FT_ALPHAS = tuple(tenth / 10 for tenth in range(11))

@@ -44,6 +44,7 @@ def export_model_folder(
     preprocess: PreprocessSpec,
     class_names: Sequence[str] | None,
     architecture: str | None = None,
+    thresholds: Sequence[float] | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a folder that timm, transformers and `from_pretrained` open as it is, whole or not at all.
@@ -54,6 +55,8 @@ def export_model_folder(
         preprocess: the evaluation transform of this model.
         class_names: one per row of the head, in order; None where they have no names.
         architecture: timm's name of the network; None takes `model.name`.
+        thresholds: of a model for several classes a picture, the probability from which on it has each; None for one
+            class a picture.
         overwrite: replace an older model folder at `dst`.
 
     Returns:
@@ -71,13 +74,17 @@ def export_model_folder(
             "this network has no name in timm; give architecture=, the registered name it comes closest to"
         )
     _check_fit(model.config, preprocess, class_names)
+    if thresholds is not None and len(thresholds) != model.num_classes:
+        raise RequestError(f"{len(thresholds)} thresholds for {model.num_classes} classes; give one for each")
     model_args = timm_model_args(model.config, name)
     names = None if class_names is None else list(class_names)
 
     with atomic_folder(dst, replace=overwrite) as folder:
-        metadata = embedded_metadata(name, model_args, preprocess=preprocess, class_names=names)
+        metadata = embedded_metadata(name, model_args, preprocess=preprocess, class_names=names, thresholds=thresholds)
         write_safetensors(folder / WEIGHTS_NAME, lazily(_tensors(model)), metadata=metadata)
         told = hub_config(model.config, name, model_args, preprocess=preprocess, class_names=names, tag="finetuned")
+        if thresholds is not None:
+            told["problem_type"] = "multi_label_classification"  # transformers' word; timm passes it over
         write_json(folder / CONFIG_NAME, told)
     return dst
 

@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vit_finetune.assembly import settle_metric
 from vit_finetune.common.durations import duration_text
 from vit_finetune.common.errors import RequestError, WorkError
+from vit_finetune.common.figures import is_better
 from vit_finetune.common.files import atomic_folder
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.evaluation import is_better
 from vit_finetune.ladder.blending import blend
 from vit_finetune.ladder.deciding import Situation, decide
 from vit_finetune.ladder.decisions import RUN, Decision, Log
@@ -143,6 +144,8 @@ class _Climber:
 
     def __post_init__(self) -> None:
         self.run_dir = Path(self.config.run.dir)
+        self.config, about_metric = settle_metric(self.config, self.splits)
+        self.console.say(*about_metric)
         # Rungs never see the test split.
         self.seen = replace(self.splits, test=None)
         if self.seen.val is None:

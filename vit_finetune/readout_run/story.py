@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow.parquet as pq
 import torch
 
-from vit_finetune.assembly import build_model, preprocess_of
+from vit_finetune.assembly import build_model, preprocess_of, settle_metric
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json, write_text
 from vit_finetune.common.machine import environment
@@ -99,7 +99,9 @@ def run_readout(
     console.say(f"features {clock.lap('features'):.1f} s")
 
     # The readout that train prefers, fitted on all of train, and all of it written by the first process.
-    work = partial(_choose_and_write, config, model, preprocess, splits, plan=plan, tables=tables)
+    settled, about_metric = settle_metric(config, splits)
+    console.say(*about_metric)
+    work = partial(_choose_and_write, settled, model, preprocess, splits, plan=plan, tables=tables)
     note = on_main(accelerator, partial(work, console=console, clock=clock))
     finished = finished_run(run_dir)
     end_run(accelerator)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,9 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
-from vit_finetune.config import Config
 from vit_finetune.data import ImageSet
 from vit_finetune.data.manifest import trained_on
-from vit_finetune.evaluation import Blend
+from vit_finetune.evaluation import Blend, tune_thresholds
 from vit_finetune.export import export_model_folder
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import labelled_pictures, run_splits
@@ -107,6 +107,13 @@ class Kitchen:
         self.predictor.model.load_state_dict(state)
         return evaluate(self.predictor.model, self.pictures, predictor=self.predictor).metrics
 
+    def tuned_thresholds(self) -> list[float] | None:
+        """Return the thresholds of the network as it is, tuned on the pictures that decide; None without any."""
+        if self.predictor.thresholds is None:
+            return None
+        found = evaluate(self.predictor.model, self.pictures, predictor=self.predictor)
+        return tune_thresholds(found.labels, found.probabilities)
+
     def serve(self, kind: str, blend: Blend) -> SoupResult:
         """Put the chosen weights into the network and write it with how it was chosen."""
         self.predictor.model.load_state_dict(blend.state)
@@ -123,7 +130,9 @@ class Kitchen:
             }
             with atomic_folder(self.dst, replace=self.overwrite) as folder:
                 spec, classes = self.predictor.preprocess, self.predictor.class_names
-                export_model_folder(model, folder / "model", preprocess=spec, class_names=classes)
+                export_model_folder(
+                    model, folder / "model", preprocess=spec, class_names=classes, thresholds=self.tuned_thresholds()
+                )
                 write_json(folder / SOUP_FILE, summary)
         return SoupResult(self.dst, model, blend.metrics, blend.chosen, blend.rows)
 
@@ -151,8 +160,8 @@ def _only_trains(key: str) -> bool:
 
 def metric_of(model: Ingredient) -> str:
     """Return what a run chose its best checkpoint by; accuracy for what is no run."""
-    folder = Path(model if isinstance(model, (str, Path)) else model.run_dir)
-    return Config.load(folder).evaluation.metric if (folder / "config.yaml").is_file() else "accuracy"
+    plan = Path(model if isinstance(model, (str, Path)) else model.run_dir) / "plan.json"
+    return str(json.loads(plan.read_text(encoding="utf-8")).get("metric", "accuracy")) if plan.is_file() else "accuracy"
 
 
 def _refuse_seen(names: Sequence[str], pictures: ImageSet) -> None:

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vit_finetune.assembly import build_model, make_plan
+from vit_finetune.assembly import build_model, make_objective, make_plan, settle_metric
 from vit_finetune.common.errors import RequestError, WorkError
+from vit_finetune.common.figures import is_better
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
-from vit_finetune.evaluation import is_better
 from vit_finetune.finetune import finetune
 from vit_finetune.pictures import open_splits
 from vit_finetune.predict import evaluate
@@ -125,6 +125,7 @@ class _Sweep:
         splits = open_splits(self.config.data, seed=self.config.run.seed)
         if splits.val is None:
             raise RequestError("a sweep chooses on val pictures, and there are none; give data.val_split")
+        self.metric = settle_metric(self.config, splits)[0].evaluation.metric
         depth, model = 0, None  # a recipe's network is built once for all trials that have it
         for values in combinations(self.grid or corners(self.search)):
             trial = trial_config(self.config, values, run_dir=str(self.run_dir))
@@ -140,7 +141,8 @@ class _Sweep:
             try:
                 if trial.model != model:
                     depth, model = build_model(trial, splits)[0].config.depth, trial.model
-                make_plan(trial, splits, accelerator, depth=depth)
+                settled, _ = settle_metric(trial, splits)
+                make_objective(settled, splits, make_plan(settled, splits, accelerator, depth=depth))
             except RequestError as error:
                 raise RequestError(f"{told(values)}: {error}") from None
 

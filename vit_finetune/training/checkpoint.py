@@ -1,6 +1,6 @@
 """The state of a run on disk: atomic, verified, safetensors and JSON only.
 
-    checkpoints/step-00001000/   model.safetensors optimizer.safetensors state.json SHA256SUMS
+    checkpoints/step-00001000/   model.safetensors optimizer.safetensors [ema.safetensors] state.json SHA256SUMS
     checkpoints/LATEST  BEST     text files that hold a folder name
 
 A folder appears under its name only when it is complete and on the disk; the pointers follow by rename.
@@ -27,6 +27,7 @@ from vit_finetune.common.files import atomic_file, atomic_folder, sha256_file, w
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+AVERAGE_FILE = "ema.safetensors"
 STATE_FILE = "state.json"
 _FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
 SUMS_FILE = "SHA256SUMS"
@@ -36,11 +37,19 @@ _PREFIX = "step-"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint folder holds: the model's and the optimizer's tensors, and the plain state."""
+    """What a checkpoint folder holds.
+
+    Attributes:
+        model: the network's tensors.
+        optimizer: the optimizer's.
+        state: plain values.
+        average: the averaged network's tensors; None where the run keeps no average.
+    """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    average: dict[str, Tensor] | None = None
 
 
 def folder_name(step: int) -> str:
@@ -49,7 +58,13 @@ def folder_name(step: int) -> str:
 
 
 def save_checkpoint(
-    root: Path, *, step: int, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor], state: Mapping[str, Any]
+    root: Path,
+    *,
+    step: int,
+    model: Mapping[str, Tensor],
+    optimizer: Mapping[str, Tensor],
+    state: Mapping[str, Any],
+    average: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write the checkpoint of a step, whole or not at all, and return its folder.
 
@@ -59,6 +74,7 @@ def save_checkpoint(
         model: the network's state dict.
         optimizer: of `optim.optimizer_tensors`.
         state: plain JSON values; `step` is added.
+        average: the averaged network's state dict, or None.
 
     Raises:
         WorkError: the disk refused it; what was there before is untouched.
@@ -70,8 +86,11 @@ def save_checkpoint(
         with atomic_folder(folder) as temporary:
             _save_tensors(model, temporary / MODEL_FILE)
             _save_tensors(optimizer, temporary / OPTIMIZER_FILE)
+            if average is not None:
+                _save_tensors(average, temporary / AVERAGE_FILE)
             write_json(temporary / STATE_FILE, {"step": step, **state})
-            sums = (f"{sha256_file(temporary / name)}  {name}\n" for name in _FILES)
+            names = [*_FILES, *([] if average is None else [AVERAGE_FILE])]
+            sums = (f"{sha256_file(temporary / name)}  {name}\n" for name in names)
             write_text(temporary / SUMS_FILE, "".join(sums))
     except (OSError, SafetensorError) as error:
         raise WorkError(f"cannot write the checkpoint {folder}: {error}; earlier checkpoints are untouched") from None
@@ -211,4 +230,5 @@ def load_checkpoint(root: Path, step: int, *, verify: bool = True) -> Checkpoint
     if problem is not None:
         raise RequestError(f"cannot read the checkpoint {folder}: {problem}")
     state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-    return Checkpoint(load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE), state)
+    average = load_file(folder / AVERAGE_FILE) if (folder / AVERAGE_FILE).is_file() else None
+    return Checkpoint(load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE), state, average)

@@ -13,47 +13,34 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vit_finetune.common.errors import WorkError
 from vit_finetune.common.machine import peak_memory_bytes
 from vit_finetune.common.seeding import derive_seed
-from vit_finetune.evaluation import EvalResult, LabelledBatch, is_better
+from vit_finetune.evaluation import EvalResult
 from vit_finetune.training import checkpoint as store
+from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.console import RunConsole, StepProgress
 from vit_finetune.training.journal import Journal
 from vit_finetune.training.micro_batches import MicroBatches, cut
 from vit_finetune.training.nonfinite import explain_nonfinite
+from vit_finetune.training.objective import TrainBatch
 from vit_finetune.training.optim import optimizer_tensors, set_lr
 from vit_finetune.training.plan import TrainPlan
 from vit_finetune.training.processes import gathered_lists, on_main
-from vit_finetune.training.progress import FitOptions, Progress
+from vit_finetune.training.progress import AVERAGE, FitOptions, Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 # A scaler halves its scale at each overflow, so a healthy run needs a few skips; this many in a row are a divergence.
 _MAX_SKIPPED_STEPS = 20
-
-
-class TrainBatch(LabelledBatch, Protocol):
-    """A micro-batch of a step."""
-
-    @property
-    def sample_seeds(self) -> Tensor:
-        """What the noise of each picture is drawn from, int64 [b]."""
-
-    def __len__(self) -> int:
-        """Return the number of pictures."""
-
-    def part(self, rows: slice) -> Self:
-        """Return some of the pictures."""
 
 
 def fit(
@@ -64,11 +51,12 @@ def fit(
     plan: TrainPlan,
     options: FitOptions,
     batches: Iterator[Sequence[TrainBatch]],
-    evaluate: Callable[[], EvalResult] | None,
+    evaluate: Callable[[nn.Module], EvalResult] | None,
     run_dir: Path,
     console: RunConsole,
     progress: Progress | None = None,
     until: int | None = None,
+    average: WeightAverage | None = None,
 ) -> Progress:
     """Train from `progress.step` to `until`.
 
@@ -79,19 +67,21 @@ def fit(
         plan: the derived numbers.
         options: what else was configured.
         batches: for each step to come, this process's micro-batches.
-        evaluate: scores the val split on all processes; None without one.
+        evaluate: scores a bare network on the val split on all processes; None without one.
         run_dir: where metrics, timing and checkpoints go.
         console: what the person sees.
         progress: where the run stands; None starts at step 0.
         until: steps done at which to stop, the end of a stage; None goes on to the plan's last step.
+        average: of the weights, updated after each step and scored beside them; None keeps none.
 
     Returns:
-        Where the run stands then.
+        Where the run stands then; before `until` where patience ended it.
 
     Raises:
         WorkError: a loss or gradient is not finite (the checkpoints before it are whole), or the disk is full.
     """
-    loop = _Loop(model, optimizer, accelerator, plan, options, evaluate, run_dir, console, progress or Progress())
+    at = progress or Progress()
+    loop = _Loop(model, optimizer, accelerator, plan, options, evaluate, run_dir, console, at, average)
     last = plan.num_steps if until is None else until
     with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar:
         loop.run(batches, bar, last)
@@ -107,24 +97,26 @@ class _Loop:
     accelerator: Accelerator
     plan: TrainPlan
     options: FitOptions
-    evaluate: Callable[[], EvalResult] | None
+    evaluate: Callable[[nn.Module], EvalResult] | None
     run_dir: Path
     console: RunConsole
     at: Progress
+    average: WeightAverage | None
 
     def __post_init__(self) -> None:
+        self.bare: nn.Module = self.accelerator.unwrap_model(self.model)
         is_main = self.accelerator.is_main_process
         self.checkpoints = self.run_dir / "checkpoints"
         self.metrics = Journal(self.run_dir / "metrics.jsonl", enabled=is_main)
         self.timing = Journal(self.run_dir / "timing.jsonl", enabled=is_main)
         self.saved_at = time.monotonic()
         self.num_images = self.plan.global_batch_size  # of the step, over all processes; fewer where some are bad
-        self.micro = MicroBatches(self.plan, least=2 if self.options.keep_pairs else 1)
+        self.micro = MicroBatches(self.plan, least=1 if self.options.objective.mixing is None else 2)
 
     def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress, last: int) -> None:
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)  # gradients that a caller left are no part of the first step
-        while self.at.step < last:
+        while self.at.step < last and not self.is_over():
             started = time.monotonic()
             micro_batches = next(batches)
             waited = time.monotonic() - started
@@ -134,8 +126,13 @@ class _Loop:
             self.tell(bar, loss, grad_norm, waited, time.monotonic() - started)
             if self.plan.evaluates_at(self.at.step):
                 self.score_and_compare()
-            if self.plan.saves_at(self.at.step) or self.at.best_step == self.at.step or self.minutes_are_over():
+            is_due = self.plan.saves_at(self.at.step) or self.at.best_step == self.at.step or self.is_over()
+            if is_due or self.minutes_are_over():
                 self.save()
+
+    def is_over(self) -> bool:
+        """Say whether patience has ended the run."""
+        return self.options.patience is not None and self.at.num_not_better >= self.options.patience
 
     def train_step(self, micro_batches: Sequence[TrainBatch]) -> tuple[float, float]:
         """Do one optimizer step; return the global batch's mean loss and the norm of its gradient."""
@@ -167,7 +164,10 @@ class _Loop:
         for number, batch in enumerate(micro_batches, start=1):
             is_last = synchronised and number == len(micro_batches)
             with nullcontext() if is_last else self.accelerator.no_sync(self.model):
-                loss = self.loss(batch)
+                losses = self.options.objective.losses(
+                    self.model, batch, step=self.at.step, device=self.accelerator.device
+                )
+                loss = losses.sum()
                 self.accelerator.backward(loss * scale)
             loss_sum += loss.detach()
         return loss_sum
@@ -181,16 +181,6 @@ class _Loop:
             "global batch stays"
         )
 
-    def loss(self, batch: TrainBatch) -> Tensor:
-        """Return the summed training loss of one micro-batch."""
-        device = self.accelerator.device
-        images = batch.images.to(device, non_blocking=True)
-        logits = self.model(images, sample_seeds=batch.sample_seeds.to(device, non_blocking=True))
-        labels = batch.labels.to(device, non_blocking=True)
-        smoothing = self.options.label_smoothing
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return functional.cross_entropy(logits, labels, reduction="sum", label_smoothing=smoothing)
-
     def update(self, loss: float, grad_norm: float, micro_batches: Sequence[TrainBatch]) -> None:
         """Apply the gradient, or stop before it can spoil the weights."""
         skipped = 0
@@ -202,13 +192,14 @@ class _Loop:
             self.console.say(f"step {self.at.step + 1}: fp16 overflow, the scaler skips this step ({skipped} in a row)")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.at = Progress(self.at.step + 1, self.at.best_step, self.at.best_value, skipped)
+        if self.average is not None:
+            self.average.update(self.bare)
+        self.at = replace(self.at, step=self.at.step + 1, skipped_in_a_row=skipped)
 
     def reason(self, loss: float, grad_norm: float, micro_batches: Sequence[TrainBatch]) -> str:
         """Say what is not finite, where it began and which checkpoint is whole; the same on every process."""
-        model = self.accelerator.unwrap_model(self.model)
-        name_sample = self.options.name_sample
-        found = explain_nonfinite(model, micro_batches, accelerator=self.accelerator, name_sample=name_sample)
+        at = {"accelerator": self.accelerator, "options": self.options, "step": self.at.step}
+        found = explain_nonfinite(self.bare, micro_batches, **at)
         found = gathered_lists(self.accelerator, found)
         last, _ = store.newest_whole(self.checkpoints)
         whole = "there is no whole checkpoint yet" if last is None else f"the checkpoint of step {last} is whole"
@@ -245,23 +236,30 @@ class _Loop:
         """Evaluate, write the figures and remember the best step."""
         step = self.at.step
         if self.evaluate is None:
-            if step == self.plan.num_steps:  # nothing selects, so the last step is the result
-                self.at = Progress(step, step, None, self.at.skipped_in_a_row)
+            if step == self.plan.num_steps:  # nothing selects, so the last step is the result, averaged if asked for
+                self.at = replace(self.at, best_step=step, best_is_average=self.average is not None)
             return
-        started = time.monotonic()
-        metrics = self.evaluate().metrics
+        started, metric = time.monotonic(), self.options.metric
+        metrics = self.evaluate(self.bare).metrics
         if not math.isfinite(metrics["loss"]):
             raise WorkError(f"the val loss after step {step} is {metrics['loss']}; lower optimizer.lr")
+        if self.average is not None:
+            averaged = self.evaluate(self.average.model).metrics
+            metrics = {**metrics, **{f"{AVERAGE}{name}": value for name, value in averaged.items()}}
         self.metrics.write({"step": step, "epoch": self.plan.epoch_at(step), "split": "val", **metrics})
         self.timing.write({"step": step, "evaluation_seconds": time.monotonic() - started})
         self.accelerator.log({f"val/{key}": value for key, value in metrics.items()}, step=step)
-        value = metrics[self.options.metric]
+        counts = step > self.plan.stages[-1].first_step
+        self.at = self.at.compared(metric, metrics[metric], metrics.get(AVERAGE + metric), counts=counts)
         mark = ""
-        if is_better(self.options.metric, value, self.at.best_value):
-            self.at = Progress(step, step, value, self.at.skipped_in_a_row)
-            mark = "  (best)"
+        if self.at.best_step == step:
+            mark = "  (best, the averaged weights)" if self.at.best_is_average else "  (best)"
         told = "  ".join(f"{key} {value:.4f}" for key, value in metrics.items())
         self.console.say(f"step {step}  epoch {self.plan.epoch_at(step):.2f}  val  {told}{mark}")
+        if self.is_over():
+            self.console.say(
+                f"step {step}  ends the run: {self.at.num_not_better} evaluations without a better {metric}"
+            )
 
     def minutes_are_over(self) -> bool:
         """Say, alike on every process, whether the clock asks for a checkpoint."""
@@ -281,16 +279,21 @@ class _Loop:
         at, root = self.at, self.checkpoints
         scaler = self.accelerator.scaler
         state = {
-            "best_step": at.best_step,
-            "best_value": at.best_value,
-            "skipped_in_a_row": at.skipped_in_a_row,
+            **at.to_state(),
+            "num_averaged": None if self.average is None else self.average.num_updates,
             "scaler": scaler.state_dict() if scaler is not None else None,
             "num_processes": self.accelerator.num_processes,
             "num_threads": torch.get_num_threads(),
             **self.options.settings,
         }
-        model = self.accelerator.unwrap_model(self.model).state_dict()
-        store.save_checkpoint(root, step=at.step, model=model, optimizer=optimizer_tensors(self.optimizer), state=state)
+        store.save_checkpoint(
+            root,
+            step=at.step,
+            model=self.bare.state_dict(),
+            optimizer=optimizer_tensors(self.optimizer),
+            average=None if self.average is None else self.average.tensors(),
+            state=state,
+        )
         if at.best_step is not None:  # said each time: a run killed before the pointer was renamed catches up
             store.point_to(root, "BEST", at.best_step)
         store.point_to(root, "LATEST", at.step)

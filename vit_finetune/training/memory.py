@@ -33,6 +33,7 @@ def find_micro_batch(
     accelerator: Accelerator,
     image_size: tuple[int, int, int],
     max_memory: int | None,
+    least: int = 1,
     states_per_parameter: int = 2,
 ) -> TrainPlan:
     """Return the plan with the largest micro-batch that fits, the same on every process.
@@ -48,7 +49,8 @@ def find_micro_batch(
         accelerator: gives device and precision.
         image_size: channels, height and width of a picture.
         max_memory: bytes for this process, or None: all of a GPU, no limit on a CPU.
-        states_per_parameter: tensors that the optimizer keeps for each trained one: 2 for Adam.
+        least: the fewest pictures there can be at once: 2 where pairs are mixed.
+        states_per_parameter: tensors kept beside each trained one: 2 for Adam, one more for an average.
 
     Raises:
         RequestError: not even the fewest pictures fit.
@@ -77,9 +79,10 @@ def find_micro_batch(
         model.train(was_training)
         free_memory()
     size = min(gathered_lists(accelerator, [found]))
-    if size == 0:
+    if size < least:
         limit = "the memory there is" if max_memory is None else f"train.max_memory ({max_memory:,} bytes)"
-        raise RequestError(f"one picture at a time does not fit into {limit}; " + HELP)
+        what = "one picture" if least == 1 else f"{least} pictures, which stay together,"
+        raise RequestError(f"{what} at a time does not fit into {limit}; " + HELP)
     return with_micro_batch(plan, size)
 
 

@@ -7,16 +7,17 @@ and watches every module, so the loop itself pays nothing for it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
+
+from vit_finetune.training.objective import TrainBatch
+from vit_finetune.training.progress import FitOptions
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-    from vit_finetune.training.loop import TrainBatch
 
 _MAX_NAMES = 5
 
@@ -26,7 +27,8 @@ def explain_nonfinite(
     micro_batches: Sequence[TrainBatch],
     *,
     accelerator: Accelerator,
-    name_sample: Callable[[int], str],
+    options: FitOptions,
+    step: int,
 ) -> list[str]:
     """Repeat a step and say where its first non-finite number appears.
 
@@ -34,21 +36,24 @@ def explain_nonfinite(
         model: the bare network; its gradients are overwritten.
         micro_batches: this process's part of the step.
         accelerator: for device and precision.
-        name_sample: a name for the picture of an index.
+        options: what is minimised, and a name for the picture of an index.
+        step: steps done before it.
 
     Returns:
         One line for each micro-batch in which something was found; one line that says so where nothing was.
     """
     found = []
     for batch in micro_batches:
-        line = _explain_one(model, batch, accelerator, name_sample)
+        with accelerator.autocast():
+            losses = partial(options.objective.losses, model, batch, step=step, device=accelerator.device)
+            line = _explain_one(model, batch, losses, options.name_sample)
         if line is not None:
             found.append(f"process {accelerator.process_index}: {line}")
     return found or [f"process {accelerator.process_index}: nothing found when the step was repeated"]
 
 
 def _explain_one(
-    model: nn.Module, batch: TrainBatch, accelerator: Accelerator, name_sample: Callable[[int], str]
+    model: nn.Module, batch: TrainBatch, losses_of: Callable[[], Tensor], name_sample: Callable[[int], str]
 ) -> str | None:
     bad_modules: list[str] = []
     bad_parameters: list[str] = []
@@ -58,9 +63,7 @@ def _explain_one(
         for name, module in model.named_modules()
     ]
     try:
-        with accelerator.autocast():
-            logits = model(batch.images.to(accelerator.device), sample_seeds=batch.sample_seeds.to(accelerator.device))
-        losses = functional.cross_entropy(logits.float(), batch.labels.to(accelerator.device), reduction="none")
+        losses = losses_of()
         torch.autograd.backward(losses.sum())
     finally:
         for handle in handles:

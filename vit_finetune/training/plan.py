@@ -38,6 +38,7 @@ class TrainPlan:
         num_processes: processes that share a step.
         mixed_precision: no, bf16 or fp16.
         seed: of the run.
+        metric: of the val split, for the best checkpoint.
         stages: what trains from which step on.
         probe_steps: of lp_ft, steps of its first stage; 0 without one.
         probe_lr: peak learning rate of those; None takes `lr`.
@@ -58,6 +59,7 @@ class TrainPlan:
     num_processes: int
     mixed_precision: str
     seed: int
+    metric: str = "accuracy"
     stages: tuple[Stage, ...] = (Stage(),)
     probe_steps: int = 0
     probe_lr: float | None = None
@@ -150,7 +152,15 @@ def steps_in(epochs: float, *, num_train: int, global_batch_size: int, least: in
     return max(least, math.ceil(round(steps, 9)))  # forgives the rounding error of a product such as 0.07 x 100
 
 
-def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int, device_kind: str) -> int:
+def largest_share(global_batch_size: int, num_processes: int, *, in_pairs: bool = False) -> int:
+    """Return how many pictures of a step the process with most of them gets; `in_pairs` never parts neighbours."""
+    unit = 2 if in_pairs else 1
+    return unit * math.ceil(global_batch_size / (unit * num_processes))
+
+
+def micro_batch(
+    wanted: int | str, *, global_batch_size: int, num_processes: int, device_kind: str, in_pairs: bool = False
+) -> int:
     """Return how many pictures a process takes at once.
 
     Args:
@@ -158,6 +168,7 @@ def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int
         global_batch_size: pictures per step over all processes.
         num_processes: processes that share a step.
         device_kind: cpu, cuda or mps.
+        in_pairs: neighbours are mixed and stay together; the global batch is even.
 
     Returns:
         The number, for "auto" the largest to try; the rest of a process's share is accumulated.
@@ -165,12 +176,14 @@ def micro_batch(wanted: int | str, *, global_batch_size: int, num_processes: int
     Raises:
         RequestError: a process would have no picture, or fewer than it is told to take at once.
     """
-    if global_batch_size < num_processes:
+    least = num_processes * (2 if in_pairs else 1)
+    if global_batch_size < least:
+        what = "a pair to mix" if in_pairs else "a picture"
         raise RequestError(
-            f"train.global_batch_size {global_batch_size} leaves some of {num_processes} processes without a picture; "
-            f"give at least {num_processes} or use fewer processes"
+            f"train.global_batch_size {global_batch_size} leaves some of {num_processes} processes without {what}; "
+            f"give at least {least} or use fewer processes"
         )
-    share = math.ceil(global_batch_size / num_processes)
+    share = largest_share(global_batch_size, num_processes, in_pairs=in_pairs)
     if isinstance(wanted, str):
         return min(share, _AUTO_BATCH.get(device_kind, share))
     if wanted > share:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +15,10 @@ from torch import nn
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder
 from vit_finetune.training import checkpoint as store
+from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.journal import Journal
 from vit_finetune.training.optim import load_optimizer_tensors
-from vit_finetune.training.progress import Progress
+from vit_finetune.training.progress import AVERAGE, Progress
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -123,6 +124,7 @@ def restore(
     settings: Mapping[str, object],
     metric: str,
     keep_threads: bool,
+    average: WeightAverage | None = None,
 ) -> Progress:
     """Put a checkpoint back and cut the journals to its step.
 
@@ -136,6 +138,7 @@ def restore(
         settings: what a checkpoint's own `settings` must equal.
         metric: of the val split, for the best checkpoint.
         keep_threads: take the thread count over from the checkpoint.
+        average: of the weights, or None.
 
     Returns:
         Where the run goes on; step 0 where there is no whole checkpoint yet.
@@ -162,35 +165,27 @@ def restore(
         journal.cut(step)
     model.load_state_dict(loaded.model)
     load_optimizer_tensors(optimizer, loaded.optimizer)
+    if average is not None and loaded.average is not None:
+        average.load(loaded.average, state["num_averaged"])
     if accelerator.scaler is not None and state["scaler"] is not None:
         accelerator.scaler.load_state_dict(state["scaler"])
     _restore_threads(state, accelerator, console, keep_threads=keep_threads)
     console.say(f"resume: going on after step {step}")
-    best_step, best_value = _best(
-        run_dir / "checkpoints", step, state, console, scored=_val_score(journals[0], step, metric)
-    )
-    return Progress(step, best_step, best_value, state["skipped_in_a_row"])
+    return _with_a_whole_best(run_dir / "checkpoints", Progress.of_state(step, state), console, journals[0], metric)
 
 
-def _val_score(metrics: Journal, step: int, metric: str) -> float | None:
-    """Return what the val split gave after a step; None where it wasn't scored then."""
-    found = (row[metric] for row in metrics.rows() if row["step"] == step and row["split"] == "val")
-    return next(found, None)
-
-
-def _best(
-    root: Path, step: int, state: Mapping[str, Any], console: RunConsole, *, scored: float | None
-) -> tuple[int | None, float | None]:
-    """Return the best step and its value; without the one on disk, the step that the run goes on from."""
-    best_step, best_value = state["best_step"], state["best_value"]
-    if best_step in (None, step) or (problem := store.damage_of_step(root, best_step)) is None:
-        return best_step, best_value
-    lost = f"{store.folder_name(best_step)}, the best so far, can't be used ({problem})"
-    if scored is None:
+def _with_a_whole_best(root: Path, at: Progress, console: RunConsole, metrics: Journal, metric: str) -> Progress:
+    """Return where the run stands; if the best checkpoint is lost, the one that it goes on from takes its place."""
+    if at.best_step in (None, at.step) or (problem := store.damage_of_step(root, at.best_step)) is None:
+        return at
+    lost = f"{store.folder_name(at.best_step)}, the best so far, can't be used ({problem})"
+    at = replace(at, best_step=None, best_value=None, best_is_average=False)
+    scored = [row for row in metrics.rows() if row["step"] == at.step and row["split"] == "val"]
+    if not scored:
         console.say(f"{lost}; the best of the evaluations to come takes its place")
-        return None, None
-    console.say(f"{lost}; step {step} takes its place until a better one comes")
-    return step, scored
+        return at
+    console.say(f"{lost}; step {at.step} takes its place until a better one comes")
+    return at.compared(metric, scored[0][metric], scored[0].get(AVERAGE + metric), counts=False)
 
 
 def _restore_threads(

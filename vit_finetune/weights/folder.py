@@ -118,5 +118,6 @@ def from_content(content: FileContent, description: str) -> Checkpoint:
         model_args=embedded.model_args if embedded else {},
         preprocess=embedded.preprocess if embedded else None,
         class_names=embedded.class_names if embedded else None,
+        thresholds=embedded.thresholds if embedded else None,
         notes=content.notes,
     )

@@ -258,6 +258,7 @@ def _report(
         newly_initialized=new,
         preprocess=preprocess_for(model.config, checkpoint.preprocess),
         class_names=names,
+        thresholds=checkpoint.thresholds if names is not None else None,
         source=checkpoint.description,
         architecture=model.name,
         notes=(*checkpoint.notes, *converted.notes, *fitted.notes, *notes, *remark),

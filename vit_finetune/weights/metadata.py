@@ -1,7 +1,8 @@
 """What our safetensors files say about themselves, so that one file alone is enough to predict.
 
 A safetensors header carries a flat mapping of strings. Ours has two keys: `format` is "pt", which transformers asks
-for, and `vit_finetune` is one JSON object with `architecture`, `model_args`, `preprocess` and `class_names`.
+for, and `vit_finetune` is one JSON object with `architecture`, `model_args`, `preprocess` and `class_names`, and, of a
+model for several classes a picture, `thresholds`.
 This module only writes and reads that mapping.
 """
 
@@ -27,12 +28,14 @@ class Embedded:
         model_args: the fields of the config in which the network differs from that name, as JSON values.
         preprocess: the evaluation transform.
         class_names: one per row of the head, in order.
+        thresholds: of a model for several classes a picture, the probability from which on it has each; else None.
     """
 
     architecture: str | None = None
     model_args: Mapping[str, Any]
     preprocess: PreprocessSpec | None = None
     class_names: tuple[str, ...] | None = None
+    thresholds: tuple[float, ...] | None = None
 
 
 def embedded_metadata(
@@ -41,6 +44,7 @@ def embedded_metadata(
     *,
     preprocess: PreprocessSpec | None = None,
     class_names: Sequence[str] | None = None,
+    thresholds: Sequence[float] | None = None,
 ) -> dict[str, str]:
     """Return the header mapping for `safetensors.torch.save_file(..., metadata=...)`.
 
@@ -49,6 +53,7 @@ def embedded_metadata(
         model_args: fields of the config in which the network differs from that name, as JSON values.
         preprocess: the evaluation transform.
         class_names: one per row of the head, in order.
+        thresholds: one per class, of a model for several classes a picture.
 
     Returns:
         Strings to strings; the same arguments give the same bytes.
@@ -58,6 +63,7 @@ def embedded_metadata(
         "model_args": dict(model_args),
         "preprocess": None if preprocess is None else preprocess.to_mapping(),
         "class_names": None if class_names is None else list(class_names),
+        **({} if thresholds is None else {"thresholds": list(thresholds)}),
     }
     return {"format": "pt", METADATA_KEY: json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)}
 
@@ -78,7 +84,7 @@ def read_embedded(metadata: Mapping[str, str] | None) -> Embedded | None:
         return None
     try:
         value = json.loads(metadata[METADATA_KEY])
-        names, preprocess = value.get("class_names"), value.get("preprocess")
+        names, preprocess, thresholds = (value.get(key) for key in ("class_names", "preprocess", "thresholds"))
         return Embedded(
             architecture=value.get("architecture"),
             model_args=dict(value.get("model_args") or {}),
@@ -86,6 +92,7 @@ def read_embedded(metadata: Mapping[str, str] | None) -> Embedded | None:
             if preprocess is None
             else PreprocessSpec.from_mapping(preprocess, source="the file's metadata"),
             class_names=None if names is None else tuple(str(name) for name in names),
+            thresholds=None if thresholds is None else tuple(float(number) for number in thresholds),
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise RequestError(

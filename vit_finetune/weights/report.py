@@ -24,6 +24,7 @@ class LoadReport:
         source: where the weights came from.
         architecture: timm's name of the network, where known.
         notes: decisions and warnings, one sentence each.
+        thresholds: of a file whose head is for several classes a picture: the probability from which on it has each.
     """
 
     loaded: tuple[str, ...]
@@ -35,6 +36,7 @@ class LoadReport:
     source: str
     architecture: str | None
     notes: tuple[str, ...]
+    thresholds: tuple[float, ...] | None = None
 
     def lines(self) -> list[str]:
         """Return the report in three lines."""
