@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from vit_finetune.assembly import (
-    Feeder,
     add_adapters,
     blend_with_start,
     build_model,
@@ -22,6 +21,7 @@ from vit_finetune.assembly import (
     flat,
     make_objective,
     make_plan,
+    open_feeder,
     open_run_folder,
     prepare_manifest,
     preprocess_of,
@@ -143,7 +143,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     # Pictures, with one class map over all splits.
     splits = data or open_splits(config.data, seed=config.run.seed)
     settled, about_metric = settle_metric(config, splits)
-    data_hash = on_main(accelerator, lambda: prepare_manifest(splits, run_dir, resuming=resuming))
+    data_hash = on_main(accelerator, lambda: prepare_manifest(splits, config, resuming=resuming))
 
     # The network: pretrained weights, a new head, adapters if they train.
     torch.manual_seed(derive_seed(config.run.seed, "init"))
@@ -198,7 +198,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         )
 
     # Training, with evaluation and checkpoints on the way; most runs have one stage.
-    feeder = Feeder(config, splits, preprocess, plan, accelerator)
+    feeder = open_feeder(config, splits, preprocess=preprocess, plan=plan, accelerator=accelerator, console=console)
     options = FitOptions(
         objective=objective,
         max_grad_norm=config.train.max_grad_norm,
@@ -209,6 +209,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         log_every_steps=config.run.log_every_steps,
         settings=settings,
         name_sample=splits.train.name,
+        count_images=feeder.skipped.count if feeder.skipped.allowed else None,
     )
     train = partial(
         fit,
@@ -262,6 +263,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             write = partial(write_evaluation, run_dir / "predictions.parquet", result, names=files, class_names=names)
             write(split=final_split, thresholds=thresholds)
             summary = {"split": final_split, **result.metrics, "num_samples": result.num_samples, **summary}
+            summary["num_skipped"] = feeder.skipped.number_in(pictures)
             summary["per_class"] = result.per_class
         if corrupted is not None:
             summary["corruptions"] = corrupted
@@ -273,5 +275,6 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     end_run(accelerator)
     if corrupted is not None:
         console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, plan.metric)))
+    console.say(*feeder.lines())
     console.say(*end_screen(run_dir, finished.metrics, best_step=best_step, split=final_split, blend=blend))
     return finished

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import multiprocessing
 import time
 import traceback
@@ -18,7 +17,8 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.data import ImageSet
-from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, train_batches
+from vit_finetune.data.batch import TENSORS, Batch
+from vit_finetune.data.loader import default_num_workers, eval_batches, train_batches
 from vit_finetune.data.order import global_batch
 from vit_finetune.data.transforms import apply_seeded, build_eval_transform, build_train_transform
 
@@ -40,7 +40,7 @@ def steps(images: ImageSet, **options: Any) -> list[list[Batch]]:
     return list(train_batches(images, TRAIN, **chosen))
 
 
-NAMES = [item.name for item in dataclasses.fields(Batch)]
+NAMES = TENSORS
 
 
 def joined(batches: list[Batch]) -> Batch:
@@ -236,10 +236,11 @@ def test_train_batches__spawned_workers_can_be_used(images: ImageSet) -> None:
     """What a worker needs can be pickled, so platforms that spawn work as those that fork."""
     import pickle
 
-    from vit_finetune.data.loader import _Worker
+    from vit_finetune.data.workers import Worker
 
-    worker = pickle.loads(pickle.dumps(_Worker(images, TRAIN, 3)))
-    assert torch.equal(worker._picture(0, 1), _Worker(images, TRAIN, 3)._picture(0, 1))
+    worker = pickle.loads(pickle.dumps(Worker(images, TRAIN, 3)))
+    image = images.load(1)
+    assert torch.equal(worker._transformed(image, 0, 1), Worker(images, TRAIN, 3)._transformed(image, 0, 1))
 
 
 @pytest.mark.parametrize(
@@ -281,3 +282,62 @@ def test_default_num_workers__is_sane(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(32), raising=False)
     assert default_num_workers("cpu", 1) == 0
     assert [default_num_workers("cuda", ranks) for ranks in (1, 4, 8, 64)] == [8, 8, 4, 1]
+
+
+BAD = (2, 3, 7)
+
+
+@pytest.fixture(scope="module")
+def damaged(tmp_path_factory: pytest.TempPathFactory) -> ImageSet:
+    """Return eleven pictures, three of which end too early."""
+    root = tmp_path_factory.mktemp("damaged")
+    pictures = picture_set(root, COUNT)
+    for index in BAD:
+        path = root / f"all/{index}.png"
+        path.write_bytes(path.read_bytes()[:200])
+    return pictures
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_train_batches__skip_bad_leaves_out_and_replaces_nothing(
+    images: ImageSet, damaged: ImageSet, num_workers: int
+) -> None:
+    """What is left is the undamaged set's to the bit, without the bad rows; those are named with a reason."""
+    for batches, whole in zip(steps(damaged, skip_bad=True, num_workers=num_workers), steps(images), strict=True):
+        left, expected = joined(batches), joined(whole)
+        kept = ~torch.isin(expected.indices, torch.tensor(BAD))
+        assert all(len(batch) for batch in batches)
+        assert_equal(left, Batch(*(getattr(expected, name)[kept] for name in NAMES)))
+        found = [bad for batch in batches for bad in batch.bad]
+        assert [bad.index for bad in found] == expected.indices[~kept].tolist()
+        assert all(damaged.name(bad.index) in bad.reason for bad in found)
+
+
+def test_train_batches__skip_bad_in_pairs_takes_the_neighbour_along(damaged: ImageSet) -> None:
+    """No pair is ever parted: micro-batches stay even, and only bad pictures and their neighbours are missing."""
+    sizes = {"global_batch_size": 10, "per_device_batch_size": 4, "in_pairs": True, "skip_bad": True}
+    for step, batches in enumerate(steps(damaged, **sizes)):
+        _, indices = global_batch(step, seed=3, num_samples=COUNT, global_batch_size=10)
+        pairs = [pair for pair in indices.reshape(-1, 2).tolist() if not set(pair) & set(BAD)]
+        assert joined(batches).indices.tolist() == [index for pair in pairs for index in pair]
+        assert all(batch.positions[0] % 2 == 0 and len(batch) % 2 == 0 for batch in batches)
+
+
+def test_train_batches__skip_bad_with_nothing_left(damaged: ImageSet) -> None:
+    """A rank all of whose pictures are bad gets one empty batch in the shape of the others."""
+    only_bad = ImageSet(damaged.store.take(np.array(BAD)), np.zeros(3, dtype=np.int64))
+    (batches,) = steps(only_bad, global_batch_size=6, num_steps=1, skip_bad=True)
+    assert [tuple(batch.images.shape) for batch in batches] == [(0, 3, 8, 8)]
+    assert len(batches[0].bad) == 6
+
+
+def test_train_batches__skip_bad_is_not_for_a_failing_disk(images: ImageSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be gone next time is no property of the picture, so it ends the run under any policy."""
+    import errno
+
+    def fail(_path: Path) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(RequestError, match="Input/output error"):
+        steps(images, skip_bad=True)

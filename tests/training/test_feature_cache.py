@@ -128,7 +128,7 @@ def test_cache_key__every_fact_counts() -> None:
 def test_default_cache_dir__the_variable_decides(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """$VIT_FINETUNE_CACHE names the folder; without it the user's cache folder holds ours."""
     monkeypatch.setenv("VIT_FINETUNE_CACHE", str(tmp_path))
-    assert default_cache_dir() == tmp_path / "features"
+    assert default_cache_dir("features") == tmp_path / "features"
     monkeypatch.delenv("VIT_FINETUNE_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    assert default_cache_dir() == tmp_path / "cache" / "vit_finetune" / "features"
+    assert default_cache_dir("features") == tmp_path / "cache" / "vit_finetune" / "features"

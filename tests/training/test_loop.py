@@ -473,6 +473,32 @@ def test_fit__full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert store.newest_whole(tmp_path / "checkpoints") == (2, [])
 
 
+def test_fit__fewer_pictures_divide_by_their_number(tmp_path: Path) -> None:
+    """A step that lost pictures has the gradient of the mean loss over those that are left, and that loss is told."""
+    model = tiny_vit(dtype=torch.float64)
+    left = pictures(0, dtype=torch.float64).part(slice(0, 5))
+    twin = tiny_vit(dtype=torch.float64).train()
+    loss = nn.functional.cross_entropy(twin(left.images, sample_seeds=left.sample_seeds), left.labels)
+    loss.backward()
+
+    run = Run.start(tmp_path, model, name="sgd")
+    gradients: dict[str, Tensor] = {}
+    step = run.optimizer.step
+
+    def watched_step() -> None:
+        gradients.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+        step()
+
+    run.optimizer.step = watched_step
+    options = options_of(max_grad_norm=None, count_images=lambda batches: sum(map(len, batches)))
+    parts = [left.part(slice(0, 2)), left.part(slice(2, 5))]
+    run.fit(plan_of(num_steps=1, warmup_steps=0), options, batches=iter([parts]))
+    for name, parameter in twin.named_parameters():
+        torch.testing.assert_close(gradients[name], parameter.grad, atol=1e-12, rtol=1e-9, msg=name)
+    told = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[0])
+    assert told["loss"] == pytest.approx(loss.item(), abs=1e-6)  # summed in float32
+
+
 MIXING = PairMixing(seed=0, mixup_alpha=0.8, cutmix_alpha=1.0, off_step=4)
 
 

@@ -3,7 +3,7 @@
 `finetune()` tells the order in which these happen; nothing here trains, and nothing here writes.
 """
 
-from vit_finetune.assembly.feeding import Feeder, blend_with_start
+from vit_finetune.assembly.feeding import Feeder, blend_with_start, open_feeder
 from vit_finetune.assembly.learning import make_objective, settle_metric
 from vit_finetune.assembly.network import add_adapters, build_model, preprocess_of, train_transform_of
 from vit_finetune.assembly.numbers import make_plan, settle_micro_batch
@@ -19,6 +19,7 @@ __all__ = [
     "flat",
     "make_objective",
     "make_plan",
+    "open_feeder",
     "open_run_folder",
     "prepare_manifest",
     "preprocess_of",

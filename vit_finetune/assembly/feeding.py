@@ -3,22 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
+from torchvision.transforms.v2 import Compose
 
+from vit_finetune.assembly.keeping import num_workers_of, picture_sources
 from vit_finetune.assembly.network import train_transform_of
+from vit_finetune.assembly.skipping import SkippedImages
+from vit_finetune.assembly.waiting import BytesBatch, DataWait
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
+from vit_finetune.data.bad_images import BadImage
+from vit_finetune.data.batch import Batch
+from vit_finetune.data.cache import CachedImages
 from vit_finetune.data.corruptions import Corruption, over_corruptions
-from vit_finetune.data.loader import Batch, default_num_workers, eval_batches, train_batches
-from vit_finetune.data.transforms import build_eval_transform
+from vit_finetune.data.loader import eval_batches, train_batches
+from vit_finetune.data.pixels import Normalise
+from vit_finetune.data.prepared import EvalPreparation
+from vit_finetune.data.transforms import Transform, build_eval_crop, build_eval_rest
 from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, tune_thresholds, wise_ft_blend
 from vit_finetune.evaluation.multilabel import HALF
 from vit_finetune.models import Backbone
-from vit_finetune.training import TrainPlan
+from vit_finetune.training import RunConsole, TrainPlan
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -33,24 +44,43 @@ class Feeder:
     preprocess: PreprocessSpec
     plan: TrainPlan
     accelerator: Accelerator
+    skipped: SkippedImages
+    sources: Mapping[str, ImageSet]
+    wait: DataWait = field(default_factory=DataWait)
+
+    @property
+    def _as_bytes(self) -> bool:
+        """Whether pictures travel to the device as bytes; on a CPU it is quicker to normalise each in its cache."""
+        return self.accelerator.device.type == "cuda" and not self.config.data.random_erasing
+
+    def _arriving(self, batch: Batch) -> Batch | BytesBatch:
+        """Return a batch whose images come out normalised."""
+        if batch.images.dtype != torch.uint8:
+            return batch
+        device = self.accelerator.device
+        return BytesBatch(batch, Normalise(self.preprocess.mean, self.preprocess.std).to(device), device)
 
     def _share(self) -> dict[str, Any]:
-        accelerator, workers = self.accelerator, self.config.data.num_workers
-        if isinstance(workers, str):
-            workers = default_num_workers(accelerator.device.type, accelerator.num_processes)
+        accelerator = self.accelerator
         return {
             "rank": accelerator.process_index,
             "world_size": accelerator.num_processes,
-            "num_workers": workers,
+            "num_workers": num_workers_of(self.config, accelerator),
             "pin_memory": accelerator.device.type == "cuda",
+            "skip_bad": self.skipped.allowed,
         }
 
-    def train(self, start_step: int) -> Iterator[list[Batch]]:
+    def lines(self) -> list[str]:
+        """Return what a person wants to know at the end about how the pictures came."""
+        workers = num_workers_of(self.config, self.accelerator)
+        return [*self.skipped.lines(), *self.wait.lines(self.config.data, num_workers=workers)]
+
+    def train(self, start_step: int) -> Iterator[list[Batch | BytesBatch]]:
         """Yield the micro-batches of every step from `start_step` to the last."""
         plan = self.plan
-        return train_batches(
-            self.splits.train,
-            train_transform_of(self.config, self.preprocess),
+        steps = train_batches(
+            self.sources["train"],
+            train_transform_of(self.config, self.preprocess, as_bytes=self._as_bytes),
             seed=plan.seed,
             global_batch_size=plan.global_batch_size,
             per_device_batch_size=plan.per_device_batch_size,
@@ -60,6 +90,7 @@ class Feeder:
             in_pairs=self.config.train.mixes,
             **self._share(),
         )
+        return self.wait.timed([self._arriving(batch) for batch in step] for step in steps)
 
     def val_scorer(self) -> Callable[[nn.Module], EvalResult] | None:
         """Return what scores a network on the val split, or None where there is none."""
@@ -85,6 +116,11 @@ class Feeder:
 
         return over_corruptions(figures)
 
+    def _eval_transform(self, corruption: Corruption | None, *, is_cropped: bool) -> Transform:
+        """Return the evaluation transform, or its second half for pictures that are cropped already."""
+        rest = build_eval_rest(self.preprocess, corruption=corruption, as_bytes=self._as_bytes)
+        return rest if is_cropped else Compose([build_eval_crop(self.preprocess), rest])
+
     def score(
         self,
         model: nn.Module,
@@ -94,25 +130,59 @@ class Feeder:
         corruption: Corruption | None = None,
         thresholds: Sequence[float] | None = None,
     ) -> EvalResult:
-        """Score every picture once over all processes."""
+        """Score every picture that can be read once over all processes."""
         size = self.config.evaluation.batch_size
         size = self.plan.per_device_batch_size if isinstance(size, str) else size
+        kept = self.sources.get(self.skipped.split_of(pictures))
+        is_cropped = isinstance(kept, CachedImages) and isinstance(kept.prepare, EvalPreparation)
+        batches = eval_batches(
+            kept if kept is not None and is_cropped else pictures,
+            self._eval_transform(corruption, is_cropped=is_cropped),
+            batch_size=size,
+            seed=0 if corruption is None else corruption.seed(self.plan.seed),
+            **self._share(),
+        )
+        bad: list[BadImage] = []
         return score(
             model,
-            eval_batches(
-                pictures,
-                build_eval_transform(self.preprocess, corruption=corruption),
-                batch_size=size,
-                seed=0 if corruption is None else corruption.seed(self.plan.seed),
-                **self._share(),
-            ),
+            (self._arriving(batch) for batch in self.skipped.watch(batches, bad)),
             class_names=self.splits.class_names,
-            num_expected=len(pictures),
+            num_expected=lambda: self.skipped.num_readable(pictures, bad),
             accelerator=self.accelerator,
             keep_predictions=keep_predictions,
             multilabel=pictures.is_multilabel,
             thresholds=thresholds,
         )
+
+
+def open_feeder(
+    config: Config,
+    splits: Splits,
+    *,
+    preprocess: PreprocessSpec,
+    plan: TrainPlan,
+    accelerator: Accelerator,
+    console: RunConsole,
+) -> Feeder:
+    """Return what feeds a run; where the recipe keeps decoded pictures, they are decoded now.
+
+    Args:
+        config: of the run; its folder holds the manifest already.
+        splits: the pictures.
+        preprocess: the evaluation transform.
+        plan: the derived numbers.
+        accelerator: of the run.
+        console: told what is kept and what is left out.
+
+    Raises:
+        RequestError: there is no room for the cache, or a picture cannot be read.
+        WorkError: the disk is full, or the processes do not share the cache.
+    """
+    skipped = SkippedImages(config.data, splits, Path(config.run.dir), accelerator, console)
+    sources = picture_sources(
+        config, splits, preprocess=preprocess, plan=plan, accelerator=accelerator, console=console
+    )
+    return Feeder(config, splits, preprocess, plan, accelerator, skipped, sources)
 
 
 def blend_with_start(config: Config, model: Backbone, feeder: Feeder, start: Mapping[str, Tensor]) -> Blend:

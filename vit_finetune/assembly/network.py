@@ -97,12 +97,15 @@ def preprocess_of(config: Config, model: Backbone, report: LoadReport) -> Prepro
         )
     asked = config.data.model_dump(include={"interpolation", "crop_pct", "crop_mode", "mean", "std"}, exclude_none=True)
     spec = report.preprocess.with_size(*model.config.img_size)
+    least = max(model.config.img_size)
+    if config.data.working_size is not None and config.data.working_size < least:
+        raise RequestError(f"data.working_size is {config.data.working_size}, the network takes {least}; give no less")
     left = tuple(name for name in spec.assumed if name not in asked)
     return replace(spec, **asked, assumed=left)
 
 
-def train_transform_of(config: Config, preprocess: PreprocessSpec) -> Transform:
-    """Return the training transform that the recipe describes."""
+def train_transform_of(config: Config, preprocess: PreprocessSpec, *, as_bytes: bool = False) -> Transform:
+    """Return the training transform that the recipe describes; with `as_bytes` it leaves normalising to the device."""
     data = config.data
     return build_train_transform(
         preprocess,
@@ -113,4 +116,6 @@ def train_transform_of(config: Config, preprocess: PreprocessSpec) -> Transform:
         color_jitter=data.color_jitter,
         auto_augment=data.auto_augment,
         random_erasing=data.random_erasing,
+        resizer=data.resizer,
+        as_bytes=as_bytes,
     )

@@ -21,18 +21,21 @@ def _pending_manifest(run_dir: Path) -> Path:
     return run_dir.with_name(f".{run_dir.name}.manifest.parquet")
 
 
-def prepare_manifest(splits: Splits, run_dir: Path, *, resuming: bool) -> str:
+def prepare_manifest(splits: Splits, config: Config, *, resuming: bool) -> str:
     """Read and check every picture once and return the digest of them all.
 
     Args:
         splits: the pictures.
-        run_dir: beside it a new run's manifest waits until its folder is made.
+        config: beside its `run.dir` a new run's manifest waits until the folder is made; how many may be bad.
         resuming: the run has its manifest already.
 
     Raises:
-        RequestError: pictures that cannot be read.
+        RequestError: pictures that cannot be read, or more of them than allowed.
     """
-    return manifest_hash(splits) if resuming else write_manifest(splits, _pending_manifest(run_dir))
+    allowed = config.data.bad_fraction_allowed
+    if resuming:
+        return manifest_hash(splits, max_bad_fraction=allowed)
+    return write_manifest(splits, _pending_manifest(Path(config.run.dir)), max_bad_fraction=allowed)
 
 
 def open_run_folder(

@@ -50,6 +50,15 @@ class Config(Section):
     run: RunConfig = RunConfig()
 
     @model_validator(mode="after")
+    def _what_goes_together(self) -> Config:
+        if self.data.on_bad_image != "error" and (self.tuning.mode == "readout" or self.train.budget is not None):
+            what = "tuning.mode readout" if self.tuning.mode == "readout" else "train.budget"
+            raise ValueError(f"data.on_bad_image {self.data.on_bad_image} does not work with {what}; give error")
+        if self.tuning.mode == "readout" and (self.data.cache != "off" or self.data.working_size is not None):
+            raise ValueError("tuning.mode readout keeps features; leave data.cache and data.working_size out")
+        return self
+
+    @model_validator(mode="after")
     def _readouts_train_nothing(self) -> Config:
         train = self.train
         acting = {

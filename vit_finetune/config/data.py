@@ -80,11 +80,38 @@ class DataConfig(Section):
     num_workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """Processes that decode pictures, per training process; auto: none on a CPU, up to 8 for an accelerator."""
 
+    on_bad_image: Literal["error", "skip", "quarantine"] = "error"
+    """A picture that cannot be read: stop; leave it out and list it; or, too, copy its file into the run's folder."""
+    max_bad_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
+    """Share of a split's pictures that may be left out before the run stops."""
+
+    resizer: Literal["pil", "torch"] = "pil"
+    """What resizes training pictures: Pillow, or torch's kernel for bytes, which takes a fifth of the time and rounds
+    otherwise. Evaluation is always Pillow's."""
+    working_size: Annotated[int, Field(ge=16)] | None = None
+    """Training pictures with a shorter side above so many pixels are first reduced to it; null reduces none."""
+    draft: bool = False
+    """Decode JPEG files at 1/2, 1/4 or 1/8 of their size where that is at least twice `working_size`."""
+    cache: Literal["off", "decoded", "auto"] = "off"
+    """Keep decoded pictures on disk between epochs and runs, with the same result; auto: where several epochs come and
+    there is room."""
+    cache_dir: str | None = None
+    """Folder of the decoded pictures, on a disk that all processes share; null takes the user's cache folder."""
+    cache_limit_gb: PositiveFloat = 50.0
+    """Most that all decoded pictures there may take together, in GB of 10^9 bytes; those used longest ago go first."""
+
+    @property
+    def bad_fraction_allowed(self) -> float | None:
+        """Share of a split's pictures that may be left out; None where the first bad one ends the run."""
+        return None if self.on_bad_image == "error" else self.max_bad_fraction
+
     @model_validator(mode="after")
     def _one_place(self) -> DataConfig:
         may_have_both = self.source is not None and self.source.lower().endswith(LIST_SUFFIXES)
         if (self.root is None) == (self.source is None) and not (self.root and may_have_both):
             raise ValueError("give exactly one of data.root (a folder) and data.source (a data set)")
+        if self.draft and self.working_size is None:
+            raise ValueError("data.draft reduces to data.working_size while decoding; give that too")
         for name in ("scale", "ratio"):
             low, high = getattr(self, name)
             if low > high or low == 0:

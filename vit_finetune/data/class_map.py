@@ -64,4 +64,4 @@ def labelled(part: Part, class_names: Sequence[str]) -> ImageSet:
         class_names: in the order of their index.
     """
     groups = None if part.groups is None else tuple(part.groups)
-    return ImageSet(part.store, encode_labels(part.classes, class_names), groups)
+    return ImageSet(part.store, encode_labels(part.classes, class_names), groups=groups)

@@ -82,7 +82,7 @@ def _one_fold(splits: Splits, held_out: NDArray[np.bool_], note: str) -> Splits:
         ImageSet(
             pictures.store.take(indices),
             pictures.labels[indices],
-            None if pictures.groups is None else tuple(pictures.groups[index] for index in indices),
+            groups=None if pictures.groups is None else tuple(pictures.groups[index] for index in indices),
         )
         for indices in (np.flatnonzero(~held_out), np.flatnonzero(held_out))
     )

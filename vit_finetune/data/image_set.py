@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.data.images import decode_picture
+
+# An array is [H, W, C], made ready; a tensor is [C, H, W], of other channels than colours have.
+Picture: TypeAlias = Image.Image | NDArray[np.uint8] | Tensor
 
 
 class ImageStore(Protocol):
@@ -123,7 +126,7 @@ class ImageSet:
 
     store: ImageStore
     labels: NDArray[np.int64] | NDArray[np.uint8]
-    groups: tuple[str, ...] | None = field(default=None, repr=False)
+    groups: tuple[str, ...] | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
         """Refuse a wrong number of labels.
@@ -181,6 +184,14 @@ class ImageSet:
             RequestError: the picture cannot be read; the message names it.
         """
         return decode_picture(self.store.read(index), name=self.name(index))
+
+    def picture(self, index: int) -> Picture:
+        """Return what a transform is given: what `load` gives, or, in the sets of prepared.py, what was made of it.
+
+        Raises:
+            RequestError: the picture cannot be read; the message names it.
+        """
+        return self.load(index)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,129 +1,27 @@
 """Image sets -> batches, in worker processes or in this one, with the same result.
 
-The unit of work is a micro-batch: a worker is sent the indices of one and sends back its tensors. Which
-samples come when is order.py's; how each is augmented depends on (seed, epoch, index) alone, so workers
-hold no state, and neither their number nor the number of ranks changes a pixel.
+Which samples come when is order.py's; how each is augmented depends on (seed, epoch, index) alone, so neither the
+number of workers (workers.py) nor that of ranks changes a pixel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache
-from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import get_size
 
-from vit_finetune.common.errors import RequestError, VitFinetuneError
+from vit_finetune.common.errors import RequestError
 from vit_finetune.common.machine import num_cores
-from vit_finetune.common.seeding import derive_seed
+from vit_finetune.data.batch import Batch
 from vit_finetune.data.image_set import BlockStore, ImageSet
 from vit_finetune.data.order import balanced_order, block_order, eval_indices, global_batch, rank_part
-from vit_finetune.data.transforms import Transform, apply_seeded
+from vit_finetune.data.transforms import Transform
+from vit_finetune.data.workers import Request, Result, Worker, run_workers
 
 _MAX_WORKERS = 8
-
-
-@dataclass(frozen=True, eq=False)
-class Batch:
-    """Samples that go through the model together.
-
-    Attributes:
-        images: [b, C, H, W] float32, normalised.
-        labels: [b] int64, class index, -1 where it is not known; multi-label: [b, K] uint8, 1 for a class it has.
-        indices: [b] int64, which samples of the image set.
-        sample_seeds: [b] int64, what each sample's noise inside the model is drawn from.
-        positions: [b] int64, the place of each sample in the global batch of the step.
-    """
-
-    images: Tensor
-    labels: Tensor
-    indices: Tensor
-    sample_seeds: Tensor
-    positions: Tensor
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        return len(self.labels)
-
-    def part(self, rows: slice) -> Batch:
-        """Return some of the samples, as views."""
-        return Batch(*(getattr(self, item.name)[rows] for item in fields(self)))
-
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
-        """Return the batch on a device.
-
-        Args:
-            device: where to.
-            non_blocking: do not wait for the copy; only helps from pinned memory.
-        """
-        return Batch(*(getattr(self, item.name).to(device, non_blocking=non_blocking) for item in fields(self)))
-
-    def pin_memory(self) -> Batch:
-        """Return the batch in page-locked memory; `DataLoader` calls this."""
-        return Batch(*(getattr(self, item.name).pin_memory() for item in fields(self)))
-
-
-class _Request(NamedTuple):
-    """What a worker is asked for: one micro-batch."""
-
-    step: int
-    epochs: NDArray[np.int64]
-    indices: NDArray[np.int64]
-    start: int  # place of the first in the global batch
-    is_last: bool  # of the step, on this rank
-
-
-class _Result(NamedTuple):
-    """What a worker answers."""
-
-    batch: Batch
-    is_last: bool
-
-
-class _Worker(Dataset[_Result | VitFinetuneError]):
-    """Turns requests into batches; lives in every worker process."""
-
-    def __init__(self, images: ImageSet, transform: Transform, seed: int) -> None:
-        self.images = images
-        self.transform = transform
-        self.seed = seed
-
-    def __getitem__(self, request: _Request) -> _Result | VitFinetuneError:
-        """Return the batch; an error for the user is returned too, because torch rewrites what is raised."""
-        try:
-            pictures = [
-                self._picture(epoch, index)
-                for epoch, index in zip(request.epochs.tolist(), request.indices.tolist(), strict=True)
-            ]
-        except VitFinetuneError as error:
-            return error
-        noise = [derive_seed(self.seed, "noise", request.step, index) for index in request.indices.tolist()]
-        batch = Batch(
-            images=torch.stack(pictures),
-            labels=torch.from_numpy(self.images.labels[request.indices]),
-            indices=torch.from_numpy(request.indices),
-            sample_seeds=torch.tensor(noise, dtype=torch.int64),
-            positions=torch.arange(request.start, request.start + len(pictures)),
-        )
-        return _Result(batch, request.is_last)
-
-    def _picture(self, epoch: int, index: int) -> Tensor:
-        """Return one transformed picture."""
-        image = self.images.load(index)
-        try:
-            return apply_seeded(self.transform, image, derive_seed(self.seed, "augment", epoch, index))
-        except RequestError as error:
-            raise RequestError(f"{self.images.name(index)}: {error}") from error
-        except Exception as error:
-            height, width = get_size(image)
-            error.add_note(f"while transforming {self.images.name(index)}, {width}x{height} pixels")
-            raise
 
 
 def train_batches(
@@ -141,6 +39,7 @@ def train_batches(
     pin_memory: bool = False,
     balanced: bool = False,
     in_pairs: bool = False,
+    skip_bad: bool = False,
 ) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each training step.
 
@@ -158,9 +57,12 @@ def train_batches(
         pin_memory: hand over page-locked memory, for faster copies to a GPU.
         balanced: visit every class equally often (`order.balanced_order`) instead of every sample once an epoch.
         in_pairs: never part the samples 2i and 2i + 1 of a global batch; both sizes are even.
+        skip_bad: leave out a picture that cannot be read, and in pairs its neighbour for that step, instead of raising;
+            `Batch.bad` names it. No other picture takes its place.
 
     Yields:
-        For each step one or more batches. Their number may differ between ranks.
+        For each step one or more batches. Their number may differ between ranks. A batch is empty only where all the
+        rank's samples of the step are bad.
 
     Raises:
         RequestError: a size is impossible, or a picture cannot be read; the message names it.
@@ -170,17 +72,26 @@ def train_batches(
         raise RequestError("the training split has no pictures")
     mine = rank_part(global_batch_size, rank, world_size, in_pairs=in_pairs)
     order_of = _order_of(image_set, seed, balanced=balanced)
+    sizes = {"num_samples": len(image_set), "global_batch_size": global_batch_size}
+    requests = (
+        request
+        for step in range(start_step, start_step + num_steps)
+        for request in _requests(
+            step, global_batch(step, seed=seed, order_of=order_of, **sizes), mine, per_device_batch_size
+        )
+    )
+    worker = Worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
+    return _steps(run_workers(worker, requests, num_workers, pin_memory))
 
-    def requests() -> Iterator[_Request]:
-        for step in range(start_step, start_step + num_steps):
-            epochs, indices = global_batch(
-                step, seed=seed, num_samples=len(image_set), global_batch_size=global_batch_size, order_of=order_of
-            )
-            for start in range(mine.start, mine.stop, per_device_batch_size):
-                stop = min(start + per_device_batch_size, mine.stop)
-                yield _Request(step, epochs[start:stop], indices[start:stop], start, stop == mine.stop)
 
-    return _steps(_run(_Worker(image_set, transform, seed), requests(), num_workers, pin_memory))
+def _requests(
+    step: int, batch: tuple[NDArray[np.int64], NDArray[np.int64]], mine: slice, size: int
+) -> Iterator[Request]:
+    """Cut a rank's part of a step into micro-batches."""
+    epochs, indices = batch
+    for start in range(mine.start, mine.stop, size):
+        stop = min(start + size, mine.stop)
+        yield Request(step, epochs[start:stop], indices[start:stop], start, stop == mine.stop)
 
 
 def _order_of(image_set: ImageSet, seed: int, *, balanced: bool) -> Callable[[int], NDArray[np.int64]] | None:
@@ -215,6 +126,7 @@ def eval_batches(
     world_size: int = 1,
     num_workers: int = 0,
     pin_memory: bool = False,
+    skip_bad: bool = False,
 ) -> Iterator[Batch]:
     """Yield this rank's share of an image set, in order, every sample once over all ranks.
 
@@ -228,9 +140,11 @@ def eval_batches(
         world_size: how many processes there are.
         num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
         pin_memory: hand over page-locked memory, for faster copies to a GPU.
+        skip_bad: leave out a picture that cannot be read instead of raising; `Batch.bad` names it.
 
     Yields:
-        Batches; none where there are more ranks than samples and this rank has no share.
+        Batches, empty where all their samples are bad; none where there are more ranks than samples and this rank has
+        no share.
 
     Raises:
         RequestError: a picture cannot be read; the message names it.
@@ -239,11 +153,11 @@ def eval_batches(
         raise RequestError(f"batch_size is {batch_size}; it must be at least 1")
     indices = np.array(eval_indices(len(image_set), rank, world_size), dtype=np.int64)
     requests = (
-        _Request(0, np.full_like(part, epoch), part, start, is_last=True)
+        Request(0, np.full_like(part, epoch), part, start, is_last=True)
         for start in range(0, len(indices), batch_size)
         for part in [indices[start : start + batch_size]]
     )
-    results = _run(_Worker(image_set, transform, seed), requests, num_workers, pin_memory)
+    results = run_workers(Worker(image_set, transform, seed, skip_bad=skip_bad), requests, num_workers, pin_memory)
     return (result.batch for result in results)
 
 
@@ -262,37 +176,14 @@ def default_num_workers(device_kind: str, world_size: int) -> int:
     return min(_MAX_WORKERS, max(1, num_cores() // world_size))
 
 
-def _steps(results: Iterator[_Result]) -> Iterator[list[Batch]]:
-    """Gather micro-batches into steps."""
+def _steps(results: Iterator[Result]) -> Iterator[list[Batch]]:
+    """Gather micro-batches into steps, without empty ones unless there is nothing else."""
     step: list[Batch] = []
     for result in results:
         step.append(result.batch)
         if result.is_last:
-            yield step
+            filled = [batch for batch in step if len(batch)] or step[:1]
+            lost = tuple(bad for batch in step if all(batch is not kept for kept in filled) for bad in batch.bad)
+            filled[0] = replace(filled[0], bad=filled[0].bad + lost)
+            yield filled
             step = []
-
-
-def _run(worker: _Worker, requests: Iterable[_Request], num_workers: int, pin_memory: bool) -> Iterator[_Result]:
-    """Send requests to workers and yield the answers in order.
-
-    Closing the generator, or an error, ends the workers: the loop holds the only reference to the iterator that owns
-    them.
-    """
-    loader = DataLoader(
-        worker,
-        sampler=requests,
-        batch_size=None,  # a request is a whole batch
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory,
-        generator=torch.Generator(),  # so that torch's default generator is not drawn from
-    )
-    for result in loader:
-        if isinstance(result, VitFinetuneError):
-            raise result
-        yield result
-
-
-def _unchanged(result: Any) -> Any:
-    """Return the answer as the worker made it."""
-    return result

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_file
+from vit_finetune.data.bad_images import is_bad_image
 from vit_finetune.data.image_set import BlockStore, FileStore, ImageSet, Splits
 from vit_finetune.data.images import check_header
 
@@ -28,7 +29,7 @@ _NUM_DIGESTED = 7  # the columns that the digest is of; what follows from a pict
 _Entry = tuple[str, int, str, int | list[int], str | list[str], int, str, int, int, str]
 
 
-def write_manifest(splits: Splits, path: Path) -> str:
+def write_manifest(splits: Splits, path: Path, *, max_bad_fraction: float | None = None) -> str:
     """Write the manifest of a data set as parquet, whole or not at all.
 
     Args:
@@ -38,14 +39,16 @@ def write_manifest(splits: Splits, path: Path) -> str:
             height and mode as the file stores them. As `data.source` it gives back these splits. Streamed pictures
             are not fetched for it: num_bytes, width and height are -1, and sha256 is of the files' version and the
             picture's name.
+        max_bad_fraction: share of a split's pictures that may be bad; they stand in the manifest like others, without
+            a size and a mode, and without bytes with -1 and an empty hash. None allows none.
 
     Returns:
         The same digest as `manifest_hash`; it also stands in the file's metadata as `manifest_hash`.
 
     Raises:
-        RequestError: pictures that cannot be read, named.
+        RequestError: more pictures that cannot be read than allowed, named.
     """
-    entries = _read_entries(splits)
+    entries = _read_entries(splits, max_bad_fraction)
     digest = _digest(entries)
     columns: list[Any] = [list(column) for column in zip(*entries, strict=True)]
     metadata = {"manifest_hash": digest, "class_names": json.dumps(splits.class_names), **_origin(splits)}
@@ -71,19 +74,20 @@ def trained_on(path: Path) -> set[tuple[str, str]]:
     return {(row["name"], row["sha256"]) for row in rows if row["split"] == "train"}
 
 
-def manifest_hash(splits: Splits) -> str:
+def manifest_hash(splits: Splits, *, max_bad_fraction: float | None = None) -> str:
     """Return a digest that changes with any picture's split, name, class or bytes, or with their order.
 
     Args:
         splits: the data set; every file is read once. Where it lies does not matter.
+        max_bad_fraction: as for `write_manifest`.
 
     Returns:
         64 hexadecimal digits.
 
     Raises:
-        RequestError: pictures that cannot be read, named.
+        RequestError: more pictures that cannot be read than allowed, named.
     """
-    return _digest(_read_entries(splits))
+    return _digest(_read_entries(splits, max_bad_fraction))
 
 
 def split_digests(path: Path) -> dict[str, str]:
@@ -99,46 +103,58 @@ def split_digests(path: Path) -> dict[str, str]:
     return {split: digest.hexdigest() for split, digest in digests.items()}
 
 
-def _read_entries(splits: Splits) -> list[_Entry]:
+def _read_entries(splits: Splits, max_bad_fraction: float | None) -> list[_Entry]:
     """Read and check every file, several at a time, and return the rows in order."""
     entries: list[_Entry] = []
     errors: list[RequestError] = []
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
         for split, images in splits.named():
 
-            def read(index: int, split: str = split, images: ImageSet = images) -> _Entry | RequestError:
+            def read(index: int, split: str = split, images: ImageSet = images) -> tuple[_Entry, RequestError | None]:
                 return _read_entry(split, images, index, splits.class_names)
 
-            for result in pool.map(read, range(len(images))):
-                if isinstance(result, RequestError):
-                    errors.append(result)
-                else:
-                    entries.append(result)
+            rows, found = zip(*pool.map(read, range(len(images))), strict=True) if len(images) else ((), ())
+            entries.extend(rows)
+            bad = [error for error in found if error is not None]
+            if max_bad_fraction is None or len(bad) > max_bad_fraction * len(images):
+                errors.extend(bad)
+            else:
+                errors.extend(error for error in bad if not is_bad_image(error))
     if errors:
         more = f"; and {len(errors) - _MAX_ERRORS_SHOWN:,} more" if len(errors) > _MAX_ERRORS_SHOWN else ""
-        raise RequestError("; ".join(str(error) for error in errors[:_MAX_ERRORS_SHOWN]) + more)
+        spent = "" if max_bad_fraction is None else f"; data.max_bad_fraction {max_bad_fraction:g} allows no more"
+        raise RequestError("; ".join(str(error) for error in errors[:_MAX_ERRORS_SHOWN]) + more + spent)
     return entries
 
 
-def _read_entry(split: str, images: ImageSet, index: int, class_names: tuple[str, ...]) -> _Entry | RequestError:
-    """Return the row of one picture, or why it has none."""
-    told: tuple[int, str, int, int, str]
-    if isinstance(images.store, BlockStore):
-        version = f"{images.store.version} {images.store.key(index)}"
-        told = -1, hashlib.sha256(version.encode()).hexdigest(), -1, -1, ""
-    else:
-        try:
-            data = images.store.read(index)
-            header = check_header(data, name=images.name(index))
-        except RequestError as error:
-            return error
-        told = len(data), hashlib.sha256(data).hexdigest(), header.width, header.height, header.mode
+def _read_entry(
+    split: str, images: ImageSet, index: int, class_names: tuple[str, ...]
+) -> tuple[_Entry, RequestError | None]:
+    """Return the row of one picture, and what is wrong with it."""
+    told, wrong = _of_file(images, index)
     if images.is_multilabel:
         labels = images.labels[index].nonzero()[0].tolist()
         names = [class_names[label] for label in labels]
-        return split, index, images.store.key(index), labels, names, *told
+        return (split, index, images.store.key(index), labels, names, *told), wrong
     label = int(images.labels[index])
-    return split, index, images.store.key(index), label, class_names[label], *told
+    return (split, index, images.store.key(index), label, class_names[label], *told), wrong
+
+
+def _of_file(images: ImageSet, index: int) -> tuple[tuple[int, str, int, int, str], RequestError | None]:
+    """Return bytes, hash, width, height and mode of a picture's file, and what is wrong with it."""
+    if isinstance(images.store, BlockStore):
+        version = f"{images.store.version} {images.store.key(index)}"
+        return (-1, hashlib.sha256(version.encode()).hexdigest(), -1, -1, ""), None
+    try:
+        data = images.store.read(index)
+    except RequestError as error:
+        return (-1, "", -1, -1, ""), error
+    digest = hashlib.sha256(data).hexdigest()
+    try:
+        header = check_header(data, name=images.name(index))
+    except RequestError as error:
+        return (len(data), digest, -1, -1, ""), error
+    return (len(data), digest, header.width, header.height, header.mode), None
 
 
 def _digest(entries: list[_Entry]) -> str:

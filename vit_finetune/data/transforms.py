@@ -22,12 +22,15 @@ from torchvision.transforms.v2 import functional as tvf
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.suggest import did_you_mean
+from vit_finetune.data.image_set import Picture
+from vit_finetune.data.pixels import BYTES_INTERPOLATIONS, CropOfBytes, Normalise, ToImage, ToTensor
 
-Transform = Callable[[Image.Image | Tensor], Tensor]
+Transform = Callable[[Picture], Tensor]
+RESIZERS = ("pil", "torch")
 AUTO_AUGMENTS = ("randaugment", "trivialaugment")
 
 
-def apply_seeded(transform: Transform, image: Image.Image | Tensor, seed: int) -> Tensor:
+def apply_seeded(transform: Transform, image: Picture, seed: int) -> Tensor:
     """Apply a transform so that its result depends on the picture and the seed alone.
 
     torch's default generator is seeded and put back as it was (7 us; `torch.random.fork_rng` takes 600).
@@ -35,7 +38,7 @@ def apply_seeded(transform: Transform, image: Image.Image | Tensor, seed: int) -
 
     Args:
         transform: any transform that draws from torch's default generator and from nothing else, as torchvision's do.
-        image: an RGB picture, or [C, H, W] uint8.
+        image: an RGB picture, or one of other channels, as the transform takes it.
         seed: in [0, 2**63).
 
     Returns:
@@ -60,6 +63,8 @@ def build_train_transform(
     color_jitter: float = 0.0,
     auto_augment: str | None = None,
     random_erasing: float = 0.0,
+    resizer: str = "pil",
+    as_bytes: bool = False,
 ) -> Transform:
     """Build the training transform.
 
@@ -72,9 +77,13 @@ def build_train_transform(
         color_jitter: brightness, contrast and saturation each change by a factor of 1 +- this, 0 or more.
         auto_augment: "randaugment" (2 operations of magnitude 9), "trivialaugment", or None.
         random_erasing: probability of replacing a rectangle by the mean colour.
+        resizer: "pil", or "torch", about three times as fast: torch's own kernels on bytes. The same draws; pixels
+            differ from Pillow's by rounding, and colour operations by torchvision's two ways to do them.
+        as_bytes: leave normalising to `pixels.Normalise`, on the device; not with `random_erasing`.
 
     Returns:
-        A picklable function: RGB picture, or [C, H, W] uint8 of other channels, -> [C, H, W] float32, normalised.
+        A picklable function: RGB picture, or one of other channels, -> [C, H, W] float32, normalised; uint8 with
+        `as_bytes`.
 
     Raises:
         RequestError: an option is outside of what it allows, or is for colours and the model takes other channels.
@@ -86,18 +95,71 @@ def build_train_transform(
             raise RequestError(f"{name} is {probability}; a probability is between 0 and 1")
     if color_jitter < 0:
         raise RequestError(f"color_jitter is {color_jitter}; it must be 0 or more")
+    _check_resizer(spec, resizer, as_bytes=as_bytes, random_erasing=random_erasing)
     interpolation = v2.InterpolationMode(spec.interpolation)
+    crop = v2.RandomResizedCrop if resizer == "pil" else CropOfBytes
     steps = [
+        ToImage() if resizer == "pil" else ToTensor(),
         *_channels(spec, color_jitter=color_jitter, auto_augment=auto_augment),
-        v2.RandomResizedCrop(spec.input_size[1:], scale=scale, ratio=ratio, interpolation=interpolation),
+        crop(spec.input_size[1:], scale=scale, ratio=ratio, interpolation=interpolation),
         *([v2.RandomHorizontalFlip(hflip)] if hflip else []),
         *([v2.RandomVerticalFlip(vflip)] if vflip else []),
         *_auto_augment(auto_augment, spec),
         *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
-        *_normalised(spec),
+        *_finished(spec, of_pillow=resizer == "pil", as_bytes=as_bytes),
         *([v2.RandomErasing(random_erasing)] if random_erasing else []),
     ]
     transform: Transform = v2.Compose(steps)
+    return transform
+
+
+def build_eval_crop(
+    spec: PreprocessSpec, *, corruption: torch.nn.Module | None = None
+) -> Callable[[Picture], Image.Image | Tensor]:
+    """Build the first half of the evaluation transform: resize and crop, which nothing random comes before.
+
+    Args:
+        spec: size, interpolation and crop.
+        corruption: that the second half will do, to be refused where the model takes other channels than colours.
+
+    Returns:
+        A picklable function: RGB picture, or one of other channels, -> the picture of bytes that the model sees.
+
+    Raises:
+        RequestError: the interpolation or corruption is for colours and the model takes other channels.
+    """
+    size = spec.input_size[1:]
+    height, width = (math.floor(side / spec.crop_pct) for side in size)
+    interpolation = v2.InterpolationMode(spec.interpolation)
+    if spec.crop_mode == "squash":
+        resize = [v2.Resize((height, width), interpolation=interpolation), v2.CenterCrop(size)]
+    elif spec.crop_mode == "border":
+        resize = [_FitResize((height, width), interpolation, inside=True), _CropOrPad(size, _mean_color(spec))]
+    elif height == width:  # two ways because timm has two: the longer side is rounded down here, to the nearest below
+        resize = [v2.Resize(height, interpolation=interpolation), v2.CenterCrop(size)]
+    else:
+        resize = [_FitResize((height, width), interpolation, inside=False), v2.CenterCrop(size)]
+    steps = [ToImage(), *_channels(spec, corruptions=corruption), *resize]
+    crop: Callable[[Picture], Image.Image | Tensor] = v2.Compose(steps)
+    return crop
+
+
+def build_eval_rest(
+    spec: PreprocessSpec, *, corruption: torch.nn.Module | None = None, as_bytes: bool = False
+) -> Transform:
+    """Build the second half of the evaluation transform.
+
+    Args:
+        spec: mean and std.
+        corruption: as for `build_eval_transform`.
+        as_bytes: leave normalising to `pixels.Normalise`, on the device.
+
+    Returns:
+        A picklable function: what the first half returns, or an array of it -> [C, H, W] float32, or uint8.
+    """
+    corrupted = [ToTensor()] if corruption is None else [ToImage(), corruption]
+    finished = _finished(spec, of_pillow=corruption is not None, as_bytes=as_bytes)
+    transform: Transform = v2.Compose([*corrupted, *finished])
     return transform
 
 
@@ -114,24 +176,8 @@ def build_eval_transform(spec: PreprocessSpec, *, corruption: torch.nn.Module | 
     Raises:
         RequestError: the interpolation or corruption is for colours and the model takes other channels.
     """
-    size = spec.input_size[1:]
-    height, width = (math.floor(side / spec.crop_pct) for side in size)
-    interpolation = v2.InterpolationMode(spec.interpolation)
-    if spec.crop_mode == "squash":
-        resize = [v2.Resize((height, width), interpolation=interpolation), v2.CenterCrop(size)]
-    elif spec.crop_mode == "border":
-        resize = [_FitResize((height, width), interpolation, inside=True), _CropOrPad(size, _mean_color(spec))]
-    elif height == width:  # two ways because timm has two: the longer side is rounded down here, to the nearest below
-        resize = [v2.Resize(height, interpolation=interpolation), v2.CenterCrop(size)]
-    else:
-        resize = [_FitResize((height, width), interpolation, inside=False), v2.CenterCrop(size)]
     transform: Transform = v2.Compose(
-        [
-            *_channels(spec, corruptions=corruption),
-            *resize,
-            *([] if corruption is None else [corruption]),
-            *_normalised(spec),
-        ]
+        [build_eval_crop(spec, corruption=corruption), build_eval_rest(spec, corruption=corruption)]
     )
     return transform
 
@@ -207,9 +253,9 @@ def _channels(spec: PreprocessSpec, **for_colors: object) -> list[torch.nn.Modul
     return [_TakeChannels(channels)]
 
 
-def _normalised(spec: PreprocessSpec) -> list[torch.nn.Module]:
-    """Return the steps from a picture of bytes to a normalised float32 tensor."""
-    return [v2.PILToTensor(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))]
+def _finished(spec: PreprocessSpec, *, of_pillow: bool, as_bytes: bool) -> list[torch.nn.Module]:
+    """Return the steps from a picture of bytes, Pillow's or a tensor, to normalised float32, or to a uint8 tensor."""
+    return [*([v2.PILToTensor()] if of_pillow else []), *([] if as_bytes else [Normalise(spec.mean, spec.std)])]
 
 
 def _auto_augment(name: str | None, spec: PreprocessSpec) -> list[torch.nn.Module]:
@@ -229,6 +275,17 @@ def _auto_augment(name: str | None, spec: PreprocessSpec) -> list[torch.nn.Modul
 def _mean_color(spec: PreprocessSpec) -> list[int]:
     """Return the mean as a colour of bytes."""
     return [round(255 * value) for value in spec.mean]
+
+
+def _check_resizer(spec: PreprocessSpec, resizer: str, *, as_bytes: bool, random_erasing: float) -> None:
+    """Refuse what the quick ways do not know."""
+    if resizer not in RESIZERS:
+        raise RequestError(f"resizer is {resizer!r}; it is one of {', '.join(RESIZERS)}")
+    if resizer == "torch" and spec.interpolation not in BYTES_INTERPOLATIONS:
+        known = ", ".join(BYTES_INTERPOLATIONS)
+        raise RequestError(f"resizer torch does not know {spec.interpolation}; it knows {known}; or give resizer pil")
+    if as_bytes and random_erasing:
+        raise RequestError("random_erasing puts the mean into normalised pictures; with it, as_bytes is not possible")
 
 
 def _check_range(name: str, limits: tuple[float, float], largest: float) -> None:

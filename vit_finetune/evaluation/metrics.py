@@ -7,7 +7,7 @@ pictures seen is compared with the number there are. Nothing is padded and nothi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -50,7 +50,7 @@ def score(
     batches: Iterable[LabelledBatch],
     *,
     class_names: Sequence[str],
-    num_expected: int,
+    num_expected: int | Callable[[], int],
     accelerator: Accelerator | None = None,
     device: torch.device | None = None,
     keep_predictions: bool = False,
@@ -63,7 +63,7 @@ def score(
         model: gives logits [B, K] for images [B, C, H, W]; its mode is put back afterwards.
         batches: this process's share; empty is fine.
         class_names: K names, in the order of the logits.
-        num_expected: pictures of the whole split.
+        num_expected: pictures of the whole split; or what tells, once all were seen, how many of them can be read.
         accelerator: adds up over its processes and sets the precision; None for one process.
         device: where to compute without an accelerator.
         keep_predictions: gather every picture's probabilities, in data set order.

@@ -8,7 +8,7 @@ Sources: average precision as the sum over recall steps of the precision, ties t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +29,7 @@ def score_multilabel(
     found: Iterable[tuple[LabelledBatch, Tensor]],
     *,
     class_names: Sequence[str],
-    num_expected: int,
+    num_expected: int | Callable[[], int],
     accelerator: Accelerator | None,
     thresholds: Sequence[float] | None,
 ) -> EvalResult:
@@ -38,7 +38,7 @@ def score_multilabel(
     Args:
         found: this process's batches and logits.
         class_names: K names.
-        num_expected: pictures of the whole split.
+        num_expected: pictures of the whole split, or what tells how many of them can be read.
         accelerator: gathers over its processes; None for one.
         thresholds: [K], a class is predicted from this probability on; None takes 0.5.
 

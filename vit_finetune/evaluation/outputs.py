@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -80,12 +80,14 @@ def outputs(
     model.train(was_training)
 
 
-def check_count(num_scored: int, num_expected: int) -> None:
+def check_count(num_scored: int, num_expected: int | Callable[[], int]) -> None:
     """Refuse figures of more or fewer pictures than there are.
 
     Raises:
         WorkError: a picture was missed or counted twice.
     """
+    if not isinstance(num_expected, int):
+        num_expected = num_expected()
     if num_scored != num_expected:
         raise WorkError(f"scored {num_scored} pictures of {num_expected}; each must be counted once")
 

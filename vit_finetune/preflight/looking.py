@@ -107,7 +107,7 @@ def _memo_path(root: str | None) -> Path | None:
     if root is None:
         return None
     name = hashlib.sha256(ascii(str(Path(root).expanduser().resolve())).encode()).hexdigest()[:16]
-    return default_cache_dir().parent / "facts" / f"{name}.jsonl"
+    return default_cache_dir("facts") / f"{name}.jsonl"
 
 
 def _teller(say: Say, split: str, count: int) -> Callable[[int], None]:

@@ -11,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from vit_finetune.assembly import (
     add_adapters,
     build_model,
+    make_objective,
     make_plan,
     preprocess_of,
+    settle_metric,
     settle_micro_batch,
     train_transform_of,
 )
@@ -27,7 +28,8 @@ from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.audit.findings import Example, Finding, found, printable
-from vit_finetune.data.loader import Batch, default_num_workers, train_batches
+from vit_finetune.data.batch import Batch
+from vit_finetune.data.loader import default_num_workers, train_batches
 from vit_finetune.models import Backbone
 from vit_finetune.readout_run.planning import ReadoutPlan
 from vit_finetune.staging import Staging
@@ -79,7 +81,9 @@ class Rehearsal:
             return
         add_adapters(config, model)
         model.set_grad_checkpointing(config.train.grad_checkpointing)
-        plan = make_plan(config, splits, accelerator, depth=model.config.depth)
+        settled, _ = settle_metric(config, splits)
+        plan = make_plan(settled, splits, accelerator, depth=model.config.depth)
+        self._objective = make_objective(config, splits, plan)
         staging = Staging(config, model, plan, accelerator)
         staging.choose(plan.stages[-1])  # the last stage trains most, so it needs most memory
         plan = settle_micro_batch(config, plan, model, accelerator, resuming=False)
@@ -116,7 +120,7 @@ class Rehearsal:
         """Make one step that changes nothing, and look whether its numbers are finite."""
         accelerator = self._accelerator
         batch = batch.to(accelerator.device)
-        loss = _loss(model(batch.images, sample_seeds=batch.sample_seeds), batch.labels)
+        loss = self._objective.losses(model, batch, step=0, device=accelerator.device).mean()
         accelerator.backward(loss)
         trained = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
         # The first steps of float16 overflow on purpose, until the scaler has found its scale.
@@ -190,12 +194,6 @@ def _for_an_epoch(config: Config) -> Config:
     if config.train.budget is None:
         return config
     return Config.load(config, overrides=["train.epochs=1", "schedule.warmup_steps=0"])
-
-
-def _loss(logits: Tensor, labels: Tensor) -> Tensor:
-    if labels.ndim == 2:
-        return functional.binary_cross_entropy_with_logits(logits.float(), labels.float())
-    return functional.cross_entropy(logits.float(), labels)
 
 
 def _fastest(work: Callable[[], None], device: torch.device) -> float:

@@ -14,7 +14,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.data.audit.files import check_colours
+from vit_finetune.data.audit.files import FAULTS, check_colours
 from vit_finetune.data.audit.findings import Example, Severity, found, verdict, worst_first
 from vit_finetune.preflight.looking import Look, Say, look
 from vit_finetune.preflight.outcome import CheckResult
@@ -141,10 +141,14 @@ def check_before_training(config: Config, *, resume: bool, overwrite: bool = Fal
     if check_run_folder(Path(config.run.dir), values, resume=resume, overwrite=overwrite):
         return
     result = check(config, say=say)
+    faults: list[str] = []
     for finding in result.findings:
-        if finding.severity is Severity.WARNING:
+        # How many pictures may be bad is decided as the manifest is written, with the same words for all of them.
+        may_be_left_out = finding.code in FAULTS and config.data.on_bad_image != "error"
+        if finding.severity is Severity.STOP and not may_be_left_out:
+            faults.append(finding_lines(finding)[0])
+        elif finding.severity is not Severity.NOTE:
             say(f"check    {finding_lines(finding)[0]}")
-    faults = [finding_lines(finding)[0] for finding in result.findings if finding.severity is Severity.STOP]
     if faults:
         raise RequestError(
             f"the data would stop this run: {'; '.join(faults)}; repair it, look at `vit-finetune check`, or start "

@@ -87,7 +87,7 @@ def _table(config: Config, splits: Splits, facts: Sequence[PictureFacts], accele
     model.to(accelerator.device).eval()
     section, count = config.readout, len(splits.train)
     layers = chosen_layers(section.layers, model.config.depth, LINEAR)
-    root = default_cache_dir() if section.cache_dir is None else Path(section.cache_dir).expanduser()
+    root = default_cache_dir("features") if section.cache_dir is None else Path(section.cache_dir).expanduser()
     cache = FeatureCache(root, int(section.cache_limit_gb * 1e9))
     source = FeatureSource(model, FeatureLayout(layers, section.grid), section.dtype, weights_digest(model))
     digest = hashlib.sha256(b"".join(bytes.fromhex(fact.sha256) for fact in facts)).hexdigest()

@@ -61,7 +61,7 @@ class ReadoutPlan:
         recipe = Recipe(train.steps or steps_in(train.epochs or 0, **clock), batch, config.run.seed)
         names = section.candidates if section.name == "auto" else (section.name,)
         layout = FeatureLayout(chosen_layers(section.layers, model.config.depth, names), section.grid)
-        root = default_cache_dir() if section.cache_dir is None else Path(section.cache_dir).expanduser()
+        root = default_cache_dir("features") if section.cache_dir is None else Path(section.cache_dir).expanduser()
         cache = FeatureCache(root, int(section.cache_limit_gb * 1e9))
         source = FeatureSource(model, layout, section.dtype, "")
         entries = {

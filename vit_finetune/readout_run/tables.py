@@ -10,7 +10,8 @@ from vit_finetune.assembly import train_transform_of
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
-from vit_finetune.data.loader import Batch, default_num_workers, eval_batches
+from vit_finetune.data.batch import Batch
+from vit_finetune.data.loader import default_num_workers, eval_batches
 from vit_finetune.data.manifest import split_digests
 from vit_finetune.data.transforms import build_eval_transform
 from vit_finetune.models import Backbone

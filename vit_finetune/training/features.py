@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,7 +19,7 @@ from vit_finetune.common.errors import WorkError
 from vit_finetune.models import Backbone, FeatureLayout, read_features
 from vit_finetune.models.features import Input
 from vit_finetune.training.feature_cache import FeatureCache, Shapes, cache_key, write_rows
-from vit_finetune.training.processes import on_main
+from vit_finetune.training.shared_entries import fill_entry
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -162,12 +162,21 @@ def cached_features(
         WorkError: the disk is full, or the processes do not share the cache.
     """
     key = cache_key(facts)
-    hit = on_main(accelerator, lambda: cache.find(key) is not None)
-    if not hit:
-        with cache.writing(key) if accelerator.is_main_process else nullcontext():
-            _compute(
-                source, batches, key=key, count=count, facts=facts, cache=cache, accelerator=accelerator, keep=keep
-            )
+    dtype = np.dtype(source.dtype)
+
+    def write(folder: Path) -> None:
+        for batch in batches():
+            for name, rows in _read_batch(source, batch, accelerator).items():
+                write_rows(folder, name, int(batch.indices[0]), rows.astype(dtype, copy=False))
+
+    hit = fill_entry(
+        cache,
+        key,
+        accelerator=accelerator,
+        start=lambda: cache.start(key, source.shapes(count), dtype, keep=keep),
+        write=write,
+        finish=lambda folder: cache.finish(key, folder, facts),
+    )
     arrays = cache.find(key)
     if arrays is None:
         raise WorkError(
@@ -175,36 +184,6 @@ def cached_features(
             "or the processes do not share this folder; set readout.cache_dir and readout.cache_limit_gb"
         )
     return arrays, hit
-
-
-def _compute(
-    source: FeatureSource,
-    batches: Callable[[], Iterable[PictureBatch]],
-    *,
-    key: str,
-    count: int,
-    facts: Mapping[str, Any],
-    cache: FeatureCache,
-    accelerator: Accelerator,
-    keep: Sequence[str],
-) -> None:
-    """Write an entry, unless another run has while this one waited for its turn."""
-    dtype = np.dtype(source.dtype)
-    folder = on_main(
-        accelerator,
-        lambda: None if cache.find(key) is not None else cache.start(key, source.shapes(count), dtype, keep=keep),
-    )
-    if folder is None:
-        return
-    try:
-        for batch in batches():
-            for name, rows in _read_batch(source, batch, accelerator).items():
-                write_rows(folder, name, int(batch.indices[0]), rows.astype(dtype, copy=False))
-        accelerator.wait_for_everyone()
-        on_main(accelerator, lambda: cache.finish(key, folder, facts))
-    finally:
-        if accelerator.is_main_process:
-            cache.discard(folder)
 
 
 @torch.inference_mode()

@@ -2,8 +2,8 @@
 
 A step is a pure function of (configuration, step, state): its batch, its learning rate and its noise follow
 from the step's number, so nothing but tensors and that number has to be saved. Gradients are exact for any
-split of the global batch: each micro-batch's summed loss is scaled by world_size / global_batch_size, which
-undoes the averaging over processes. Accelerate gives device, precision, wrapping, clipping and reduction;
+split of the global batch: each micro-batch's summed loss is scaled by world_size / pictures in the step, which undoes
+the averaging over processes. Accelerate gives device, precision, wrapping, clipping and reduction;
 loaders, schedule and accumulation are ours.
 """
 
@@ -120,6 +120,7 @@ class _Loop:
         self.report = StepReport(self.plan, self.accelerator, self.metrics, self.timing, every)
         self.saved_at = time.monotonic()
         self.must_stop = False  # after this step, on every process alike
+        self.num_images = self.plan.global_batch_size  # of the step, over all processes; fewer where some are bad
         self.micro = MicroBatches(self.plan, least=1 if self.options.objective.mixing is None else 2)
 
     def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress, last: int) -> None:
@@ -129,6 +130,8 @@ class _Loop:
             started = time.monotonic()
             micro_batches = next(batches)
             waited = time.monotonic() - started
+            if self.options.count_images is not None:
+                self.num_images = self.options.count_images(micro_batches)
             loss, grad_norm = self.train_step(micro_batches)
             seconds = time.monotonic() - started
             self.report.tell(bar, self.at.step, loss=loss, grad_norm=grad_norm, waited=waited, seconds=seconds)
@@ -163,7 +166,7 @@ class _Loop:
             told = self.accelerator.reduce(told, reduction="sum")
         self.must_stop = bool(told[1])
         mean_loss, norm = (torch.stack([told[0].cpu().double(), grad_norm.cpu().double()])).tolist()
-        mean_loss /= self.plan.global_batch_size
+        mean_loss /= self.num_images
         self.update(mean_loss, norm, micro_batches)
         return mean_loss, norm
 
@@ -171,7 +174,7 @@ class _Loop:
         """Add up the gradients of a step, over the processes too if synchronised; return this one's summed loss."""
         # Element dropout is the one draw from torch's generator; it repeats at a fixed number of processes.
         torch.manual_seed(derive_seed(self.plan.seed, "dropout", self.at.step, self.accelerator.process_index))
-        scale = self.accelerator.num_processes / self.plan.global_batch_size
+        scale = self.accelerator.num_processes / self.num_images
         loss_sum = torch.zeros((), device=self.accelerator.device)
         for number, batch in enumerate(micro_batches, start=1):
             is_last = synchronised and number == len(micro_batches)

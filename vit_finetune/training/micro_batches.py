@@ -61,11 +61,11 @@ def halved(size: int) -> int:
 
 
 def cut(batches: Sequence[B], size: int) -> list[B]:
-    """Return the same samples in the same order, at most `size` at once."""
+    """Return the same samples in the same order, at most `size` at once; an empty batch stays, for the others wait."""
     return [
         batch if len(batch) <= size else batch.part(slice(start, start + size))
         for batch in batches
-        for start in range(0, len(batch), size)
+        for start in range(0, max(1, len(batch)), size)
     ]
 
 
