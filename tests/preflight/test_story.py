@@ -20,6 +20,7 @@ from vit_finetune.data.audit.facts import PictureFacts
 from vit_finetune.data.audit.files import check_colours
 from vit_finetune.preflight import CheckResult, check_before_training, rehearsal
 from vit_finetune.preflight.report import result_lines
+from vit_finetune.training.objective import Objective
 
 
 @pytest.fixture(autouse=True)
@@ -141,14 +142,18 @@ def test_check__what_stands_in_the_way_of_a_run(tmp_path: Path, network: Path, m
         patch.setattr(rehearsal.shutil, "disk_usage", lambda path: SimpleNamespace(free=1000))
         assert codes(run_check(recipe(root, network)))["disk"] == 1
     with monkeypatch.context() as patch:
-        patch.setattr(rehearsal, "_loss", lambda logits, labels: logits.sum() * float("inf"))
+
+        def infinite(_: Objective, model: Any, batch: Any, **__: Any) -> torch.Tensor:
+            return model(batch.images, sample_seeds=batch.sample_seeds).sum()[None] * float("inf")
+
+        patch.setattr(Objective, "losses", infinite)
         assert codes(run_check(recipe(root, network)))["non_finite"] == 1
     with monkeypatch.context() as patch:
 
-        def runs_out(*args: object) -> None:
+        def runs_out(*_: object, **__: object) -> None:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB\nmore")
 
-        patch.setattr(rehearsal, "_loss", runs_out)
+        patch.setattr(Objective, "losses", runs_out)
         short = run_check(recipe(root, network))
         assert short.verdict == "stop" and codes(short)["memory"] == 1
         assert short.findings[0].examples[0].note == "CUDA out of memory. Tried to allocate 2.00 GiB"
