@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -63,6 +64,16 @@ def test_decide__training_takes_its_share() -> None:
 def test_decide__training_takes_all_where_its_share_is_no_two_epochs() -> None:
     """Of 40 s the share would be 13 steps, less than two epochs of 10: it takes all 34."""
     assert decide(TRAIN, situation(40.0)).num_steps == 34
+
+
+def test_decide__training_leaves_room_for_a_readout_of_its_network() -> None:
+    """Taking all of 40 s, it leaves the 11.5 s of a readout like the one that took 10: 24 steps; where no epoch is left
+    of that, it takes all the same.
+    """
+    rung = replace(TRAIN, read_like=("readout", 1.0))
+    assert decide(rung, situation(40.0, took={"readout": 10.0})).num_steps == 24
+    assert decide(rung, situation(22.0, took={"readout": 10.0})).num_steps == 19
+    assert decide(rung, situation(40.0)).num_steps == 34  # no readout was climbed, so none will be
 
 
 def test_decide__training_stops_at_its_most_epochs() -> None:

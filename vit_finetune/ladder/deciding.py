@@ -14,6 +14,7 @@ from vit_finetune.ladder.rungs import BLEND, READOUT, Rung
 # Fewer steps than this leave a network where it was, with its first moments unsettled.
 _LEAST_STEPS = 50
 # Where a rung's share of the time is less than so many epochs, it takes all that is left: two half runs are no run.
+# What a readout of its network takes stays left all the same: after few epochs that is worth more than the steps.
 _LEAST_EPOCHS_OF_A_SHARE = 2
 MOST_BLENDS = 9  # each of two trained, their mean, three shares and the end of the line, the chosen one again
 
@@ -53,6 +54,16 @@ class Situation:
             raise AssertionError("the first rung is not predicted")
         return self.pace.training(num_steps, pictures_per_step=self.pictures_per_step, num_scored=2 * self.num_val)
 
+    def readout_seconds(self, like: tuple[str, float] | None) -> float:
+        """Return what a readout of a tuned network takes: its pictures are read once more; 0 where that is not known.
+
+        Args:
+            like: an earlier readout, and how many times its seconds.
+        """
+        if like is None or like[0] not in self.took or self.pace is None:
+            return 0.0
+        return SAFETY * like[1] * self.took[like[0]] + self.pace.scoring(self.num_train + self.num_val)
+
 
 def decide(rung: Rung, now: Situation) -> Decision:
     """Return whether a rung fits, and with how many steps."""
@@ -60,13 +71,13 @@ def decide(rung: Rung, now: Situation) -> Decision:
         reason = "the first rung always runs, so that there is a model"
         return Decision(rung=rung.name, decision=RUN, reason=reason, elapsed_seconds=now.elapsed)
     if rung.kind == READOUT:
-        return _decide_readout(rung, now, now.pace)
+        return _decide_readout(rung, now)
     if rung.kind == BLEND:
         return _decide_blend(rung, now, now.pace)
     return _decide_training(rung, now)
 
 
-def _decide_readout(rung: Rung, now: Situation, pace: Pace) -> Decision:
+def _decide_readout(rung: Rung, now: Situation) -> Decision:
     """A readout takes what an earlier one took, times a factor; a network of its own is read once more."""
     earlier, factor = rung.like or ("", 1.0)
     start = next((name for name in rung.start if name in now.networks), None)
@@ -74,9 +85,7 @@ def _decide_readout(rung: Rung, now: Situation, pace: Pace) -> Decision:
         return _skip(rung, now, f"there is no network of {' or '.join(rung.start)}")
     if earlier not in now.took:
         return _skip(rung, now, f"how long it takes is known from {earlier}, which was left out")
-    seconds = SAFETY * factor * now.took[earlier]
-    if start is not None:
-        seconds += pace.scoring(now.num_train + now.num_val)
+    seconds = SAFETY * factor * now.took[earlier] if start is None else now.readout_seconds((earlier, factor))
     return _if_it_fits(rung, now, seconds, start=start)
 
 
@@ -115,7 +124,10 @@ def _decide_training(rung: Rung, now: Situation) -> Decision:
     least = min(now.steps_per_epoch, _LEAST_STEPS)
     steps = longest(lambda count: now.training_seconds(count) <= rung.share * now.left, most)
     if steps < min(most, _LEAST_EPOCHS_OF_A_SHARE * now.steps_per_epoch):
-        steps = longest(lambda count: now.training_seconds(count) <= now.left, most)
+        room = now.left - now.readout_seconds(rung.read_like)
+        steps = longest(lambda count: now.training_seconds(count) <= room, most)
+        if steps < least:
+            steps = longest(lambda count: now.training_seconds(count) <= now.left, most)
     left = duration_text(max(0.0, now.left))
     if steps < least:
         seconds = now.training_seconds(least)

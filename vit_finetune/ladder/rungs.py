@@ -37,6 +37,7 @@ class Rung:
         like: for a readout after the first: an earlier one, and how many times that one's seconds it takes.
         epochs: for training: the most passes over the training pictures.
         share: for training: of the time left that it may take.
+        read_like: for training: what a readout of its network, the next rung, will be like.
         start: rungs whose network it may start from, the most wanted first; of a blend: what may go in. A readout that
             names some needs one of them; training without one starts from the recipe's weights.
         settings: sections of the run's configuration, laid over the recipe's.
@@ -48,6 +49,7 @@ class Rung:
     like: tuple[str, float] | None = None
     epochs: int = 0
     share: float = 1.0
+    read_like: tuple[str, float] | None = None
     start: tuple[str, ...] = ()
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
@@ -84,6 +86,7 @@ RUNGS = (
         what="the whole network, from the logistic regression's head",
         epochs=10,
         share=0.4,
+        read_like=("readout", 1.0),
         start=("logistic",),
     ),
     Rung(
@@ -100,6 +103,7 @@ RUNGS = (
         what="the whole network again, from where fine-tuning ended",
         epochs=30,
         share=0.8,
+        read_like=("readout", 1.0),
         start=("fine_tune", "logistic"),
     ),
     Rung(
