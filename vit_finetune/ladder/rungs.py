@@ -24,6 +24,8 @@ _SAVE_EVERY_MINUTES = 2.0
 # What a recipe says about training a network says nothing to readouts.
 _FOR_TRAINING = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "imbalance": "none"}
 _WARMUP = 0.1  # of the steps: what the MAE and BEiT recipes give of theirs, 5 epochs of 50 to 100, is of this size
+# Adam's first steps are all of the peak rate's length; a shorter warm-up spoils the network (docs/small_folders.md).
+_LEAST_WARMUP_STEPS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,7 +154,8 @@ def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Con
         # The schedule ends where the rung does, so its last step is its result: scoring on the way would cost time, and
         # where val tells steps apart no more, it would keep the earliest.
         own["evaluation"] = {**own["evaluation"], "every_steps": steps, "every_epochs": None}
-        own["schedule"] = {"warmup_steps": math.ceil(_WARMUP * steps), "warmup_epochs": None}
+        warmup = min(steps // 2, max(math.ceil(_WARMUP * steps), _LEAST_WARMUP_STEPS))
+        own["schedule"] = {"warmup_steps": warmup, "warmup_epochs": None}
     if decision.starts_from is not None:
         # Architecture, sizes and preprocessing are the folder's; what the recipe asked for is in it already.
         start = str(rung_dir(run_dir, decision.starts_from) / "model")
