@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from vit_finetune import Config
+from vit_finetune.config import TrainConfig
 from vit_finetune.ladder.decisions import RUN, Decision, Log
 from vit_finetune.ladder.rungs import RUNGS, rung_config
 
@@ -42,6 +43,16 @@ def test_rung_config__training_does_as_the_recipe_says() -> None:
     assert {name: getattr(tuned, name) for name in options} == options
     assert (tuned.steps, tuned.budget) == (100, None)
     assert (read.mixup_alpha, read.ema_decay, read.imbalance, read.label_smoothing) == (0.0, None, "none", 0.1)
+
+
+@pytest.mark.parametrize(
+    "options", [{"early_stopping_patience": 3}, {"cutmix_alpha": 1.0, "mixup_prob": 0.5, "mixup_off_epoch": 2.0}]
+)
+def test_rung_config__a_readout_does_not_choke_on_training(options: dict[str, Any]) -> None:
+    """A recipe with any option of training has readouts among its rungs, which leave it out."""
+    assert {name: getattr(config_of("longer", 100, **options).train, name) for name in options} == options
+    read = config_of("readout", None, **options).train
+    assert [getattr(read, name) for name in options] == [TrainConfig.model_fields[name].default for name in options]
 
 
 def test_rung_config__has_a_folder_of_its_own() -> None:

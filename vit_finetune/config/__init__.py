@@ -16,10 +16,18 @@ from vit_finetune.config.data import DataConfig
 from vit_finetune.config.model import ModelConfig
 from vit_finetune.config.readout import ReadoutConfig
 from vit_finetune.config.running import CheckpointConfig, EvaluationConfig, RunConfig
-from vit_finetune.config.training import LoraConfig, OptimizerConfig, ScheduleConfig, TrainConfig, TuningConfig
+from vit_finetune.config.training import (
+    FOR_NETWORKS,
+    LoraConfig,
+    OptimizerConfig,
+    ScheduleConfig,
+    TrainConfig,
+    TuningConfig,
+)
 from vit_finetune.recipe import Section, apply_override, plain, read_recipe, write_yaml
 
 __all__ = [
+    "FOR_NETWORKS",
     "CheckpointConfig",
     "Config",
     "DataConfig",
@@ -60,16 +68,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _readouts_train_nothing(self) -> Config:
-        train = self.train
-        acting = {
-            "mixup_alpha": train.mixup_alpha > 0,
-            "cutmix_alpha": train.cutmix_alpha > 0,
-            "ema_decay": train.ema_decay is not None,
-            "early_stopping_patience": train.early_stopping_patience is not None,
-            "imbalance": train.imbalance != "none",
-            "task": train.task != "multiclass",
-        }
-        given = [key for key, acts in acting.items() if acts]
+        given = [key for key in FOR_NETWORKS if getattr(self.train, key) != TrainConfig.model_fields[key].default]
         if self.tuning.mode == "readout" and given:
             raise ValueError(
                 f"train.{given[0]} does nothing with tuning.mode readout, which fits a readout of frozen features for "

@@ -73,6 +73,13 @@ class TuningConfig(Section):
         return self
 
 
+# Of TrainConfig: what only the training of a network reads. At their defaults they say nothing to a readout.
+FOR_NETWORKS = (
+    *("task", "imbalance", "mixup_alpha", "cutmix_alpha", "mixup_prob", "mixup_switch_prob", "mixup_off_epoch"),
+    *("ema_decay", "early_stopping_patience"),
+)
+
+
 class TrainConfig(Section):
     """How long, in which batches, at which precision."""
 

@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vit_finetune.config import Config
+from vit_finetune.config import FOR_NETWORKS, Config, TrainConfig
 from vit_finetune.ladder.decisions import Decision, Log
 
 READOUT, TRAINING, BLEND = "readout", "training", "blend"
 _SAVE_EVERY_MINUTES = 2.0
-# What a recipe says about training a network says nothing to readouts.
-_FOR_TRAINING = {"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "ema_decay": None, "imbalance": "none"}
 _WARMUP = 0.1  # of the steps: what the MAE and BEiT recipes give of theirs, 5 epochs of 50 to 100, is of this size
 # Adam's first steps are all of the peak rate's length; a shorter warm-up spoils the network (docs/small_folders.md).
 _LEAST_WARMUP_STEPS = 20
@@ -149,7 +147,8 @@ def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Con
         "checkpoint": {"keep_last": 1, "every_minutes": config.checkpoint.every_minutes or _SAVE_EVERY_MINUTES},
     }
     if rung.kind == READOUT:
-        own["train"] = {**own["train"], **_FOR_TRAINING}
+        # What a recipe says about training a network says nothing to readouts.
+        own["train"] = {**own["train"], **{key: TrainConfig.model_fields[key].default for key in FOR_NETWORKS}}
     if rung.kind == TRAINING:
         # The schedule ends where the rung does, so its last step is its result: scoring on the way would cost time, and
         # where val tells steps apart no more, it would keep the earliest.
