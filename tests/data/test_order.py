@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vit_finetune.data.order import balanced_order, epoch_order, eval_indices, global_batch, rank_part
+from vit_finetune.data.order import balanced_order, epoch_order, eval_indices, global_batch, rank_part, visits
 
 sizes = st.integers(1, 60)
 
@@ -105,6 +105,8 @@ def test_balanced_order__is_frozen_and_differs() -> None:
 def test_global_batch__a_sample_visited_again_is_augmented_anew() -> None:
     """The second visit of an epoch has 2**32 added to its epoch, the third twice that; first visits are the epoch."""
     order = np.array([3, 3, 1, 3, 1, 2])
-    epochs, indices = global_batch(1, seed=0, num_samples=6, global_batch_size=6, order_of=lambda epoch: order)
+    epochs, indices = global_batch(
+        1, seed=0, num_samples=6, global_batch_size=6, visits_of=lambda epoch: visits(epoch, order)
+    )
     assert indices.tolist() == order.tolist()
     assert epochs.tolist() == [1, 1 + 2**32, 1, 1 + 2 * 2**32, 1 + 2**32, 1]

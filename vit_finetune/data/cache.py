@@ -6,7 +6,7 @@ have made. What a picture without pixels is (one that cannot be read) is found a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vit_finetune.common.entries import EntryCache
 from vit_finetune.common.errors import RequestError, VitFinetuneError, WorkError
 from vit_finetune.data.bad_images import is_bad_image
 from vit_finetune.data.image_set import Picture
 from vit_finetune.data.prepared import PreparedImages
+from vit_finetune.data.workers import run_workers
 
 FORMAT = 1  # raised when the same facts would give other pixels, or the same pixels in other files
 _INDEX, _PIXELS, _ROWS = "index.npy", "pixels-{}.bin", "rows-{}.npy"
@@ -160,7 +160,7 @@ def write_part(
     path = folder / _PIXELS.format(part)
     try:
         with path.open("wb") as file:
-            for index, pixels in _made(images, indices, num_workers=num_workers, skip_bad=skip_bad):
+            for index, pixels in run_workers(_Maker(images, skip_bad=skip_bad), indices, num_workers):
                 if pixels is None:
                     rows.append((index, _NO_PIXELS, 0, 0, 0, 0))
                     continue
@@ -172,39 +172,19 @@ def write_part(
         raise WorkError(f"cannot write the decoded pictures to {path}: {error.strerror or error}") from error
 
 
-class _Maker(Dataset[Any]):
+_Made = tuple[int, NDArray[np.uint8] | None]  # index, and pixels [H, W, C]; None for a picture that cannot be read
+
+
+class _Maker(Dataset[_Made | VitFinetuneError]):
     """Makes pictures ready in a worker process."""
 
     def __init__(self, images: PreparedImages, *, skip_bad: bool) -> None:
         self.images = images
         self.skip_bad = skip_bad
 
-    def __getitem__(self, index: int) -> tuple[int, NDArray[np.uint8] | None] | VitFinetuneError:
-        """Return index and pixels, or the error, because torch rewrites what is raised."""
+    def __getitem__(self, index: int) -> _Made | VitFinetuneError:
+        """Return a picture made ready, or the error."""
         try:
             return index, np.atleast_3d(np.asarray(self.images.picture(index)))
         except RequestError as error:
             return (index, None) if self.skip_bad and is_bad_image(error) else error
-
-
-def _made(
-    images: PreparedImages, indices: Sequence[int], *, num_workers: int, skip_bad: bool
-) -> Iterator[tuple[int, NDArray[np.uint8] | None]]:
-    """Yield index and pixels [H, W, C], in order; None for a picture that cannot be read."""
-    loader = DataLoader(
-        _Maker(images, skip_bad=skip_bad),
-        sampler=indices,
-        batch_size=None,
-        num_workers=num_workers,
-        collate_fn=_unchanged,
-        generator=torch.Generator(),  # so that torch's default generator is not drawn from
-    )
-    for answer in loader:
-        if isinstance(answer, VitFinetuneError):
-            raise answer
-        yield answer
-
-
-def _unchanged(answer: Any) -> Any:
-    """Return the answer as it is."""
-    return answer

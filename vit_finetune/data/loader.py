@@ -17,7 +17,16 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.machine import num_cores
 from vit_finetune.data.batch import Batch
 from vit_finetune.data.image_set import BlockStore, ImageSet
-from vit_finetune.data.order import balanced_order, block_order, eval_indices, global_batch, rank_part
+from vit_finetune.data.order import (
+    Visits,
+    balanced_order,
+    block_order,
+    eval_indices,
+    global_batch,
+    once,
+    rank_part,
+    visits,
+)
 from vit_finetune.data.transforms import Transform
 from vit_finetune.data.workers import Request, Result, Worker, run_workers
 
@@ -71,17 +80,17 @@ def train_batches(
     if not len(image_set):
         raise RequestError("the training split has no pictures")
     mine = rank_part(global_batch_size, rank, world_size, in_pairs=in_pairs)
-    order_of = _order_of(image_set, seed, balanced=balanced)
+    visits_of = _visits_of(image_set, seed, balanced=balanced)
     sizes = {"num_samples": len(image_set), "global_batch_size": global_batch_size}
     requests = (
         request
         for step in range(start_step, start_step + num_steps)
         for request in _requests(
-            step, global_batch(step, seed=seed, order_of=order_of, **sizes), mine, per_device_batch_size
+            step, global_batch(step, seed=seed, visits_of=visits_of, **sizes), mine, per_device_batch_size
         )
     )
     worker = Worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
-    return _steps(run_workers(worker, requests, num_workers, pin_memory))
+    return _steps(run_workers(worker, requests, num_workers, pin_memory=pin_memory))
 
 
 def _requests(
@@ -94,14 +103,14 @@ def _requests(
         yield Request(step, epochs[start:stop], indices[start:stop], start, stop == mine.stop)
 
 
-def _order_of(image_set: ImageSet, seed: int, *, balanced: bool) -> Callable[[int], NDArray[np.int64]] | None:
-    """Return the order as a function of the epoch; None for the plain one."""
+def _visits_of(image_set: ImageSet, seed: int, *, balanced: bool) -> Callable[[int], Visits] | None:
+    """Return the visits as a function of the epoch, made once for each; None for the plain order."""
     if balanced:
         labels = image_set.single_labels("a balanced order")
-        return lru_cache(maxsize=2)(lambda epoch: balanced_order(seed, epoch, labels))
+        return lru_cache(maxsize=2)(lambda epoch: visits(epoch, balanced_order(seed, epoch, labels)))
     if isinstance(image_set.store, BlockStore):
         blocks = image_set.store.blocks()
-        return lru_cache(maxsize=2)(lambda epoch: block_order(seed, epoch, blocks))
+        return lru_cache(maxsize=2)(lambda epoch: once(epoch, block_order(seed, epoch, blocks)))
     return None
 
 
@@ -157,7 +166,8 @@ def eval_batches(
         for start in range(0, len(indices), batch_size)
         for part in [indices[start : start + batch_size]]
     )
-    results = run_workers(Worker(image_set, transform, seed, skip_bad=skip_bad), requests, num_workers, pin_memory)
+    worker = Worker(image_set, transform, seed, skip_bad=skip_bad)
+    results = run_workers(worker, requests, num_workers, pin_memory=pin_memory)
     return (result.batch for result in results)
 
 

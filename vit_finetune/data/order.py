@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,15 +92,32 @@ def balanced_order(seed: int, epoch: int, labels: NDArray[np.int64]) -> NDArray[
     return drawn[_permutation(derive_seed(seed, "order", epoch), len(drawn))]
 
 
-def _visits(epoch: int, order: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return a number for each sample of an epoch: the epoch, plus 2**32 for each time that it came before in it."""
+class Visits(NamedTuple):
+    """An epoch, visit by visit: which sample, and the epoch plus 2**32 for each time that it came before in it."""
+
+    order: NDArray[np.int64]
+    numbers: NDArray[np.int64]
+
+
+def visits(epoch: int, order: NDArray[np.int64]) -> Visits:
+    """Return the visits of an epoch, a sample's second and later ones told apart.
+
+    Args:
+        epoch: which epoch, from 0.
+        order: [N] the sample of each visit.
+    """
     by_sample = np.argsort(order, kind="stable")
     ordered = order[by_sample]
     is_first = np.r_[True, ordered[1:] != ordered[:-1]]
     places = np.arange(len(order))
     copies = np.empty(len(order), dtype=np.int64)
     copies[by_sample] = places - np.maximum.accumulate(np.where(is_first, places, 0))
-    return epoch + (copies << 32)
+    return Visits(order, epoch + (copies << 32))
+
+
+def once(epoch: int, order: NDArray[np.int64]) -> Visits:
+    """Return the visits of an epoch that comes to each sample once; arguments as of `visits`."""
+    return Visits(order, np.broadcast_to(np.int64(epoch), order.shape))
 
 
 def global_batch(
@@ -108,7 +126,7 @@ def global_batch(
     seed: int,
     num_samples: int,
     global_batch_size: int,
-    order_of: Callable[[int], NDArray[np.int64]] | None = None,
+    visits_of: Callable[[int], Visits] | None = None,
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return the samples of one training step, over all ranks.
 
@@ -117,7 +135,7 @@ def global_batch(
         seed: the seed of the run.
         num_samples: how many samples the training split has, at least 1.
         global_batch_size: samples per step; may be larger than `num_samples`.
-        order_of: the order [num_samples] of an epoch; None takes `epoch_order`.
+        visits_of: the visits of an epoch; None takes `epoch_order`.
 
     Returns:
         [global_batch_size] the epoch of each sample, and [global_batch_size] its index. A sample that an epoch visits
@@ -125,13 +143,13 @@ def global_batch(
     """
     positions = np.arange(step * global_batch_size, (step + 1) * global_batch_size, dtype=np.int64)
     epochs, offsets = np.divmod(positions, num_samples)
-    visits, parts = [], []
+    numbers, parts = [], []
     for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
         places = offsets[epochs == epoch]
-        order = epoch_order(seed, epoch, num_samples) if order_of is None else order_of(epoch)
-        parts.append(order[places])
-        visits.append(np.full(len(places), epoch) if order_of is None else _visits(epoch, order)[places])
-    return np.concatenate(visits), np.concatenate(parts)
+        found = once(epoch, epoch_order(seed, epoch, num_samples)) if visits_of is None else visits_of(epoch)
+        parts.append(found.order[places])
+        numbers.append(found.numbers[places])
+    return np.concatenate(numbers), np.concatenate(parts)
 
 
 def rank_part(count: int, rank: int, world_size: int, *, in_pairs: bool = False) -> slice:

@@ -7,7 +7,7 @@ how a sample is augmented depends on (seed, epoch, index) alone.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ from vit_finetune.data.bad_images import BadImage, is_bad_image
 from vit_finetune.data.batch import Batch
 from vit_finetune.data.image_set import ImageSet, Picture
 from vit_finetune.data.transforms import Transform, apply_seeded
+
+T = TypeVar("T")
 
 
 class Request(NamedTuple):
@@ -118,14 +120,17 @@ class Worker(Dataset[Result | VitFinetuneError]):
         return example.new_empty((0, *example.shape))
 
 
-def run_workers(worker: Worker, requests: Iterable[Request], num_workers: int, pin_memory: bool) -> Iterator[Result]:
+def run_workers(
+    worker: Dataset[T | VitFinetuneError], requests: Iterable[Any], num_workers: int, *, pin_memory: bool = False
+) -> Iterator[T]:
     """Send requests to workers and yield the answers in order.
 
     Closing the generator, or an error, ends the workers: the loop holds the only reference to the iterator that owns
     them.
 
     Args:
-        worker: answers; a copy of it lives in each process.
+        worker: `worker[request]` answers, with an error instead of raising it, because torch rewrites what is raised; a
+            copy of it lives in each process.
         requests: what is asked for.
         num_workers: how many processes; 0 answers here.
         pin_memory: hand over page-locked memory.
@@ -136,7 +141,7 @@ def run_workers(worker: Worker, requests: Iterable[Request], num_workers: int, p
     loader = DataLoader(
         worker,
         sampler=requests,
-        batch_size=None,  # a request is a whole batch
+        batch_size=None,  # a request is answered as a whole
         num_workers=num_workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
