@@ -240,12 +240,10 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         merge_lora(model)
     blend = blend_with_start(config, model, feeder, load_start(run_dir)) if config.train.wise_ft else None
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
-    thresholds = feeder.tuned_thresholds(model)
-    at = thresholds if pictures is splits.test else None  # figures of the pictures that tuned them would flatter
-    result = None if pictures is None else feeder.score(model, pictures, keep_predictions=True, thresholds=at)
+    result, thresholds = feeder.score_at_the_end(model)
     corrupted = None
     if config.evaluation.corruptions and pictures is not None:
-        corrupted = feeder.score_corrupted(model, pictures, thresholds=at)
+        corrupted = feeder.score_corrupted(model, pictures, thresholds=thresholds if splits.test is not None else None)
     model = staging.bare().to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, done.step)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -53,12 +54,16 @@ class Feeder:
         """Whether pictures travel to the device as bytes; on a CPU it is quicker to normalise each in its cache."""
         return self.accelerator.device.type == "cuda" and not self.config.data.random_erasing
 
+    @cached_property
+    def _normalise(self) -> Normalise:
+        """What bytes are normalised by on the device."""
+        return Normalise(self.preprocess.mean, self.preprocess.std).to(self.accelerator.device)
+
     def _arriving(self, batch: Batch) -> Batch | BytesBatch:
         """Return a batch whose images come out normalised."""
         if batch.images.dtype != torch.uint8:
             return batch
-        device = self.accelerator.device
-        return BytesBatch(batch, Normalise(self.preprocess.mean, self.preprocess.std).to(device), device)
+        return BytesBatch(batch, self._normalise, self.accelerator.device)
 
     def _share(self) -> dict[str, Any]:
         accelerator = self.accelerator
@@ -97,14 +102,23 @@ class Feeder:
         val = self.splits.val
         return None if val is None else lambda model: self.score(model, val)
 
-    def tuned_thresholds(self, model: nn.Module) -> list[float] | None:
-        """Return the probability from which on a picture has each class, tuned on val; None for one class a picture."""
-        if not self.splits.train.is_multilabel:
-            return None
-        if self.splits.val is None:
-            return [HALF] * len(self.splits.class_names)
-        found = self.score(model, self.splits.val, keep_predictions=True)
-        return tune_thresholds(found.labels, found.probabilities)
+    def score_at_the_end(self, model: nn.Module) -> tuple[EvalResult | None, list[float] | None]:
+        """Score the test split if there is one, else val, each at the most once.
+
+        Returns:
+            The figures with predictions, None without such pictures; and the probability from which on a picture has
+            each class, tuned on val, None for one class a picture. Test's figures are at these, val's at a half: at
+            thresholds that it tuned itself they would flatter.
+        """
+        several, on_val, thresholds = self.splits.train.is_multilabel, None, None
+        if self.splits.val is not None and (several or self.splits.test is None):
+            on_val = self.score(model, self.splits.val, keep_predictions=True)
+        if several:
+            half = [HALF] * len(self.splits.class_names)
+            thresholds = half if on_val is None else tune_thresholds(on_val.labels, on_val.probabilities)
+        if self.splits.test is None:
+            return on_val, thresholds
+        return self.score(model, self.splits.test, keep_predictions=True, thresholds=thresholds), thresholds
 
     def score_corrupted(
         self, model: nn.Module, pictures: ImageSet, *, thresholds: Sequence[float] | None = None

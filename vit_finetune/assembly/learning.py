@@ -26,7 +26,7 @@ def settle_metric(config: Config, splits: Splits) -> tuple[Config, list[str]]:
         RequestError: the task does not fit the labels, or the metric does not fit the task.
     """
     _check_task(config, splits)
-    metric, asked = config.evaluation.metric, config.evaluation.metric
+    metric = config.evaluation.metric
     told: list[str] = []
     if metric == "auto" and config.train.task == MULTILABEL:
         metric = "mean_average_precision"
@@ -47,7 +47,7 @@ def settle_metric(config: Config, splits: Splits) -> tuple[Config, list[str]]:
     if metric == "top5" and len(splits.class_names) < 5:
         classes = len(splits.class_names)
         raise RequestError(f"evaluation.metric top5 says nothing about {classes} classes; use accuracy")
-    if metric == asked:
+    if metric == config.evaluation.metric:
         return config, told
     return config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"metric": metric})}), told
 

@@ -164,9 +164,9 @@ class _Loop:
         told = torch.stack([loss_sum.detach(), torch.full_like(loss_sum, self.stop.is_wanted())])
         if self.accelerator.num_processes > 1:
             told = self.accelerator.reduce(told, reduction="sum")
-        self.must_stop = bool(told[1])
-        mean_loss, norm = (torch.stack([told[0].cpu().double(), grad_norm.cpu().double()])).tolist()
-        mean_loss /= self.num_images
+        loss, stops = told.tolist()
+        self.must_stop = stops > 0
+        mean_loss, norm = loss / self.num_images, float(grad_norm)
         self.update(mean_loss, norm, micro_batches)
         return mean_loss, norm
 
