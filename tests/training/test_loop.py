@@ -53,6 +53,19 @@ def same(left: dict[str, Tensor], right: dict[str, Tensor]) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
+def watch_gradients(run: Run) -> dict[str, Tensor]:
+    """Return what holds, once a step was done, the gradients that its optimizer was given."""
+    gradients: dict[str, Tensor] = {}
+    step = run.optimizer.step
+
+    def watched_step() -> None:
+        gradients.update({name: parameter.grad.clone() for name, parameter in run.model.named_parameters()})
+        step()
+
+    run.optimizer.step = watched_step
+    return gradients
+
+
 @pytest.mark.parametrize("micro", [2, 3, 8], ids=["four", "uneven", "one"])
 def test_fit__accumulation_is_exact(tmp_path: Path, micro: int) -> None:
     """One, four or three uneven micro-batches give the gradient of the mean loss of the whole batch, in float64."""
@@ -63,14 +76,7 @@ def test_fit__accumulation_is_exact(tmp_path: Path, micro: int) -> None:
     nn.functional.cross_entropy(logits, whole.labels).backward()
 
     run = Run.start(tmp_path, model, name="sgd")
-    gradients: dict[str, Tensor] = {}
-    step = run.optimizer.step
-
-    def watched_step() -> None:
-        gradients.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-        step()
-
-    run.optimizer.step = watched_step
+    gradients = watch_gradients(run)
     plan, options = plan_of(num_steps=1, warmup_steps=0), options_of(max_grad_norm=None)
     run.fit(plan, options, batches=steps_of(micro=micro, dtype=torch.float64))
     for name, parameter in twin.named_parameters():
@@ -482,14 +488,7 @@ def test_fit__fewer_pictures_divide_by_their_number(tmp_path: Path) -> None:
     loss.backward()
 
     run = Run.start(tmp_path, model, name="sgd")
-    gradients: dict[str, Tensor] = {}
-    step = run.optimizer.step
-
-    def watched_step() -> None:
-        gradients.update({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
-        step()
-
-    run.optimizer.step = watched_step
+    gradients = watch_gradients(run)
     options = options_of(max_grad_norm=None, count_images=lambda batches: sum(map(len, batches)))
     parts = [left.part(slice(0, 2)), left.part(slice(2, 5))]
     run.fit(plan_of(num_steps=1, warmup_steps=0), options, batches=iter([parts]))
