@@ -17,8 +17,17 @@ def test_read_pilot__splits_a_run_into_its_parts(tmp_path: Path) -> None:
     rows = [{"step": number, "seconds": value} for number, value in enumerate((5.0, 1.0, 2.0, 1.0), start=1)]
     rows.append({"step": 4, "evaluation_seconds": 0.5})
     (tmp_path / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    pace = read_pilot(tmp_path, seconds=12.0, num_val=10)
+    pace = read_pilot(tmp_path, seconds=12.0, num_val=10, pictures_per_step=16)
     assert pace == Pace(overhead=2.0, forward=0.05, step=1.0)
+
+
+def test_read_pilot__the_start_of_scoring_is_no_pictures_price(tmp_path: Path) -> None:
+    """Three seconds to score ten pictures, at 0.1 s a picture in training: 0.1 s each, and the rest is overhead."""
+    rows = [{"step": number, "seconds": 0.8} for number in range(1, 5)] + [{"step": 4, "evaluation_seconds": 3.0}]
+    (tmp_path / "timing.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pace = read_pilot(tmp_path, seconds=12.0, num_val=10, pictures_per_step=8)
+    assert (pace.forward, pace.step) == (0.1, 0.8)
+    assert pace.overhead == pytest.approx(12.0 - 4 * 0.8 - 2 * 10 * 0.1)
 
 
 def test_pilot_splits__all_of_train_some_of_val(tmp_path: Path) -> None:

@@ -234,8 +234,8 @@ class _Climber:
         before = self.now()
         self.train(config, resume=True, data=few)
         seconds = self.now() - before
-        num_val = len(few.val) if few.val is not None else 0
-        pace = on_main(self.accelerator, lambda: read_pilot(pilot, seconds=seconds, num_val=num_val))
+        sizes = {"num_val": len(few.val or ()), "pictures_per_step": self.config.train.global_batch_size}
+        pace = on_main(self.accelerator, lambda: read_pilot(pilot, seconds=seconds, **sizes))
         on_main(self.accelerator, lambda: shutil.rmtree(pilot, ignore_errors=True))
         self.write(replace(self.log, pace=asdict(pace)))
 

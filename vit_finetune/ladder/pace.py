@@ -84,18 +84,22 @@ def pilot_splits(splits: Splits) -> Splits:
     return Splits(train=splits.train, val=few, test=None, class_names=splits.class_names)
 
 
-def read_pilot(run_dir: Path, *, seconds: float, num_val: int) -> Pace:
+def read_pilot(run_dir: Path, *, seconds: float, num_val: int, pictures_per_step: int) -> Pace:
     """Return the pace that a finished probe shows.
+
+    Scoring a few pictures is mostly its start (worker processes, a GPU's first kernels). So a picture is taken for no
+    more than its share of a training step, which does more; the rest is overhead.
 
     Args:
         run_dir: of the probe.
         seconds: that it took as a whole.
         num_val: pictures that it scored each time: at its last step, and as its result.
+        pictures_per_step: the global batch.
     """
     rows = Journal(run_dir / "timing.jsonl").rows()
     steps = [row["seconds"] for row in rows if "seconds" in row]
     scored = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row]
     step = median(steps[1:] or steps)  # the first step makes buffers, and is of no other step's length
-    forward = sum(scored) / max(1, num_val * len(scored))
-    overhead = max(0.0, seconds - sum(steps) - 2 * sum(scored))
+    forward = min(sum(scored) / max(1, num_val * len(scored)), step / pictures_per_step)
+    overhead = max(0.0, seconds - sum(steps) - 2 * num_val * forward)
     return Pace(overhead=overhead, forward=forward, step=step)
