@@ -100,6 +100,8 @@ def open_splits(data: Mapping[str, Any] | DataConfig, *, seed: int = 0) -> Split
         group_column=section.group_column,
         time_column=section.time_column,
         label_separator=section.label_separator,
+        weight_column=section.weight_column,
+        keep_duplicates_together=section.keep_duplicates_together,
         streaming=section.streaming,
         seed=seed,
     )

@@ -35,6 +35,7 @@ class Request(NamedTuple):
     indices: NDArray[np.int64]
     start: int  # place of the first in the global batch
     is_last: bool  # of the step, on this rank
+    weights: NDArray[np.float64] | None = None  # of each in the loss, as `Batch.weights`
 
 
 class Result(NamedTuple):
@@ -82,6 +83,7 @@ class Worker(Dataset[Result | VitFinetuneError]):
             sample_seeds=torch.tensor(noise, dtype=torch.int64),
             positions=torch.from_numpy(request.start + kept),
             bad=tuple(bad),
+            weights=None if request.weights is None else torch.from_numpy(request.weights[kept]),
         )
         return Result(batch, request.is_last)
 
