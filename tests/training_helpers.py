@@ -33,6 +33,7 @@ class Pictures:
     indices: Tensor
     sample_seeds: Tensor
     positions: Tensor
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -40,7 +41,8 @@ class Pictures:
 
     def part(self, rows: slice) -> Pictures:
         """Return some of the rows."""
-        return Pictures(*(getattr(self, item.name)[rows] for item in fields(self)))
+        parts = {item.name: getattr(self, item.name) for item in fields(self)}
+        return Pictures(**{name: None if values is None else values[rows] for name, values in parts.items()})
 
 
 def tiny_vit(*, seed: int = 0, init: Any = "trunc_normal", dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:

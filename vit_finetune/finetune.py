@@ -37,7 +37,7 @@ from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.sources import FROM_PYTHON
-from vit_finetune.evaluation import write_evaluation
+from vit_finetune.evaluation import note_opening, opening_lines, write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
@@ -263,6 +263,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             summary = {"split": final_split, **result.metrics, "num_samples": result.num_samples, **summary}
             summary["num_skipped"] = feeder.skipped.number_in(pictures)
             summary["per_class"] = result.per_class
+            if final_split == "test":
+                summary["num_test_openings"] = note_opening(run_dir, command="train", metrics=result.metrics)
         if corrupted is not None:
             summary["corruptions"] = corrupted
         if blend is not None:
@@ -274,5 +276,6 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     if corrupted is not None:
         console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, plan.metric)))
     console.say(*feeder.lines())
+    console.say(*opening_lines(run_dir))
     console.say(*end_screen(run_dir, finished.metrics, best_step=best_step, split=final_split, blend=blend))
     return finished

@@ -37,7 +37,7 @@ def labelled_pictures(data: Data, split: str | None, class_names: Sequence[str])
         return load_folder(path if path.is_file() else _split_folder(path, split), class_names, split=split)
     splits = data if isinstance(data, Splits) else open_splits(data)
     found = dict(splits.named())
-    name = split or ("test" if "test" in found else "val")
+    name = scored_split(splits, split)
     if name not in found:
         raise RequestError(f"this data has no split {name!r}; it has {', '.join(found)}")
     unknown = [label for label in splits.class_names if label not in class_names]
@@ -45,6 +45,11 @@ def labelled_pictures(data: Data, split: str | None, class_names: Sequence[str])
         raise RequestError(f"this data has classes that the model does not know: {', '.join(unknown)}")
     places = np.array([list(class_names).index(label) for label in splits.class_names], dtype=np.int64)
     return ImageSet(found[name].store, renumber(found[name].labels, places, len(class_names)))
+
+
+def scored_split(splits: Splits, split: str | None) -> str:
+    """Return the split that is scored: the one asked for, else test if there is one, else val."""
+    return split or ("val" if splits.test is None else "test")
 
 
 def _split_folder(root: Path, split: str | None) -> Path:
@@ -100,6 +105,8 @@ def open_splits(data: Mapping[str, Any] | DataConfig, *, seed: int = 0) -> Split
         group_column=section.group_column,
         time_column=section.time_column,
         label_separator=section.label_separator,
+        weight_column=section.weight_column,
+        keep_duplicates_together=section.keep_duplicates_together,
         streaming=section.streaming,
         seed=seed,
     )

@@ -275,3 +275,47 @@ def test_write_manifest__says_what_the_file_says(folder: Path, tmp_path: Path) -
     metadata = table.schema.metadata
     assert json.loads(metadata[b"class_names"]) == ["cat", "dog"]
     assert metadata[b"root"].decode() == str(folder)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl", "a.parquet"])
+def test_load_splits__weights_are_for_training(name: str, folder: Path, tmp_path: Path) -> None:
+    """A column of weights comes with the training pictures alone, which others need not have, and into the manifest."""
+    weights = [0.5, 2, 0, 1, None, None]
+    source = write(rows_of(split=["train"] * 4 + ["val", "test"], importance=weights), folder / name)
+    splits = load_splits(source=source, test_split="test", weight_column="importance")
+    assert splits.train.weights is not None
+    assert splits.train.weights.tolist() == weights[:4]
+    assert splits.val is not None
+    assert splits.val.weights is None
+    plain = load_splits(source=source, test_split="test")
+    assert manifest_hash(splits) != manifest_hash(plain)
+    write_manifest(splits, tmp_path / "manifest.parquet")
+    assert pq.read_table(tmp_path / "manifest.parquet")["weight"].to_pylist() == weights
+    again = load_splits(source=tmp_path / "manifest.parquet", test_split="test", weight_column="weight")
+    assert manifest_hash(again) == manifest_hash(splits)
+
+
+def test_load_splits__weights_follow_their_pictures(folder: Path) -> None:
+    """Where val is held out, each training picture keeps its own weight, and k_folds passes it on."""
+    source = write(rows_of(weight=[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]), folder / "a.csv")
+    train = load_splits(source=source, weight_column="weight").train
+    for images in (train, *(fold.train for fold in k_folds(load_splits(source=source, weight_column="weight"), 2))):
+        assert images.weights is not None
+        assert names(images) == [f"pics/{int(weight) - 1}.png" for weight in images.weights]
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ([1, 1, -1, 1, 1, 1], r"line 4 has '-1' in column 'w'; a weight is a finite number of at least 0"),
+        ([1, 1, 1, "inf", 1, 1], r"line 5 has 'inf'"),
+        ([1, 1, 1, "heavy", 1, 1], r"line 5 has 'heavy'"),
+        ([1, None, 1, 1, 1, 1], r"line 3 has '' .* every training picture has one"),
+        ([0] * 6, r"every training picture has the weight 0"),
+    ],
+)
+def test_load_splits__refuses_weights(weights: list[Any], message: str, folder: Path) -> None:
+    """What is no weight is named with its row and column; all zeros teach nothing."""
+    source = write(rows_of(w=pd.Series(weights, dtype=object)), folder / "a.csv")
+    with pytest.raises(RequestError, match=message):
+        load_splits(source=source, weight_column="w")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,9 +12,10 @@ import torch
 from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
-from training_helpers import pictures, tiny_vit
+from training_helpers import Pictures, pictures, tiny_vit
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.data.image_set import FileStore, ImageSet
 from vit_finetune.training.mix import PairMixing
 from vit_finetune.training.objective import Objective, counted
 
@@ -138,3 +141,49 @@ def test_counted__the_sampler_needs_no_numbers() -> None:
     """none and balanced_sampler change no loss."""
     for imbalance in ("none", "balanced_sampler"):
         assert counted(imbalance, task="multiclass", counts=COUNTS, num_train=10) == {}
+
+
+def weighted(batch: Pictures, weights: list[float]) -> Pictures:
+    """Return a batch whose pictures weigh so much, with a mean of 1 as the loader gives it."""
+    given = torch.tensor(weights, dtype=torch.float64)
+    return replace(batch, weights=given / given.mean())
+
+
+@pytest.mark.parametrize("imbalance", ["none", "loss_weights", "logit_adjustment"])
+def test_losses__weight_two_is_the_picture_twice(imbalance: str) -> None:
+    """In float64 a batch with the weights 2, 1, 0, 3 has the loss and gradient of a batch that repeats its pictures."""
+    model = tiny_vit(dtype=torch.float64).eval()
+    plain = pictures(0, 4, dtype=torch.float64)
+    times = torch.tensor([2, 1, 0, 3])
+    rows = torch.repeat_interleave(torch.arange(4), times)
+    repeated = Pictures(*(getattr(plain, item)[rows] for item in ("images", "labels", "indices", "sample_seeds")), rows)
+    objective = Objective(**counted(imbalance, task="multiclass", counts=COUNTS, num_train=10))
+    gradients = []
+    for batch in (weighted(plain, times.tolist()), repeated):
+        model.zero_grad()
+        loss = objective.losses(model, batch, step=0, device=CPU).mean()
+        loss.backward()
+        gradients.append((loss.detach(), *(p.grad for p in model.parameters())))
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+def test_losses__mixed_pictures_weigh_the_mixture() -> None:
+    """A mixed picture weighs what its shares of both weights make, so those of a pair add up to what they were."""
+    batch, model = pictures(0, 2), tiny_vit().eval()
+    objective = Objective(mixing=PairMixing(seed=0, mixup_alpha=0.8))
+    share = objective.mixing.draw(3, 0, 32, 32).share if objective.mixing else 1.0
+    plain = objective.losses(model, batch, step=3, device=CPU)
+    found = objective.losses(model, weighted(batch, [3, 1]), step=3, device=CPU) / plain
+    assert found.tolist() == pytest.approx([share * 1.5 + (1 - share) * 0.5, share * 0.5 + (1 - share) * 1.5])
+    assert found.sum().item() == pytest.approx(2)
+
+
+def test_counted__weights_count_as_scikit_learns() -> None:
+    """Where pictures weigh differently, class weights are scikit-learn's `balanced` of the repeated pictures."""
+    labels, times = np.array([0, 0, 1, 2]), np.array([3, 1, 2, 1])
+    images = ImageSet(FileStore(Path(), tuple("abcd")), labels, weights=times.astype(float))
+    counts = dict(zip(COUNTS, images.class_weights(3).tolist(), strict=True))
+    found = counted("loss_weights", task="multiclass", counts=counts, num_train=images.total_weight)["class_weights"]
+    repeated = np.repeat(labels, times)
+    assert found.tolist() == pytest.approx(compute_class_weight("balanced", classes=np.arange(3), y=repeated).tolist())

@@ -71,6 +71,7 @@ def make_objective(config: Config, splits: Splits, plan: TrainPlan) -> Objective
         RequestError: `train.imbalance` cannot be counted from these pictures.
     """
     train, counts = config.train, splits.train.class_counts(len(splits.class_names)).tolist()
+    weights = splits.train.class_weights(len(splits.class_names)).tolist()
     if train.imbalance == "balanced_sampler" and sum(count > 0 for count in counts) < 2:
         raise RequestError("train.imbalance balanced_sampler balances classes, and the training split has one")
     mixing = None
@@ -90,8 +91,8 @@ def make_objective(config: Config, splits: Splits, plan: TrainPlan) -> Objective
         **counted(
             train.imbalance,
             task=train.task,
-            counts=dict(zip(splits.class_names, counts, strict=True)),
-            num_train=len(splits.train),
+            counts=dict(zip(splits.class_names, weights, strict=True)),
+            num_train=splits.train.total_weight,
         ),
     )
 

@@ -66,8 +66,10 @@ class SkippedImages:
         """Return how many pictures of a split are known to be bad."""
         return sum(split == self.split_of(pictures) for split, _ in self._known)
 
-    def count(self, micro_batches: Sequence[Batch | BytesBatch]) -> int:
-        """Return the number of pictures in a training step over all processes, and note those left out.
+    def count(self, micro_batches: Sequence[Batch | BytesBatch]) -> float:
+        """Return what the loss of a training step is divided by, over all processes, and note what was left out.
+
+        That is the number of pictures, or, where they have weights, the sum of those that are left.
 
         Args:
             micro_batches: this process's part of the step.
@@ -75,15 +77,18 @@ class SkippedImages:
         Raises:
             WorkError: the budget is spent, or no picture of the step is left.
         """
-        mine = torch.tensor([sum(map(len, micro_batches)), sum(len(batch.bad) for batch in micro_batches)])
+        numbers = (map(len, micro_batches), (len(batch.bad) for batch in micro_batches), map(_weight, micro_batches))
+        mine = torch.tensor([float(sum(each)) for each in numbers], device=self.accelerator.device)
         if self.accelerator.num_processes > 1:
-            mine = self.accelerator.reduce(mine.to(self.accelerator.device), reduction="sum")
-        count, num_bad = mine.tolist()
+            mine = self.accelerator.reduce(mine, reduction="sum")
+        count, num_bad, weight = mine.tolist()
         if num_bad:
             self._note(self.splits.train, [bad for batch in micro_batches for bad in batch.bad])
         if not count:
-            raise WorkError(f"none of the {num_bad} pictures of a training step can be read; see {self._journal.path}")
-        return int(count)
+            raise WorkError(
+                f"none of the {num_bad:.0f} pictures of a training step can be read; see {self._journal.path}"
+            )
+        return weight or count  # where all that is left weighs 0, the loss is 0 whatever it is divided by
 
     def watch(self, batches: Iterable[Batch], found: list[BadImage]) -> Iterator[Batch]:
         """Yield the batches that are not empty; what they left out is appended to `found`."""
@@ -154,3 +159,8 @@ class SkippedImages:
         with atomic_file(path) as temporary:
             temporary.write_bytes(data)
         return str(path.relative_to(self.run_dir))
+
+
+def _weight(batch: Batch | BytesBatch) -> float:
+    """Return what the pictures of a batch weigh together."""
+    return float(len(batch)) if batch.weights is None else float(batch.weights.sum())

@@ -105,6 +105,11 @@ class BytesBatch:
         return self.batch.positions
 
     @property
+    def weights(self) -> Tensor | None:
+        """As `Batch.weights`."""
+        return self.batch.weights
+
+    @property
     def bad(self) -> tuple[BadImage, ...]:
         """As `Batch.bad`."""
         return self.batch.bad

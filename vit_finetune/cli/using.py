@@ -43,6 +43,9 @@ def evaluate(
     section = _data_section(model, data or [])
     result = score(model, section, split=split, predictor=predictor)
     told: dict[str, Any] = {**result.metrics, "num_samples": result.num_samples, "per_class": result.per_class}
+    num_openings = 0 if data else _note_test(model, section, split, result.metrics)
+    if num_openings:
+        told["num_test_openings"] = num_openings
     if corruptions:
         from vit_finetune.pictures import run_seed
         from vit_finetune.predict import evaluate_corrupted
@@ -57,10 +60,24 @@ def evaluate(
     for row in result.per_class:
         share = "  none" if row["accuracy"] is None else f"{row['accuracy']:6.4f}"
         print(f"  {row['class']:<{width}}  {share}  {row['num_correct']} of {row['num_samples']}")
+    if num_openings:
+        from vit_finetune.evaluation import opening_lines
+
+        print(*opening_lines(Path(model)), sep="\n")
     if corruptions:
         from vit_finetune.data.corruptions import corruption_lines
 
         print("\n".join(corruption_lines(told["corruptions"], next(key for key in result.metrics if key != "loss"))))
+
+
+def _note_test(model: str, section: str | dict[str, Any] | Splits, split: str | None, metrics: Any) -> int:
+    """Note that a run's own test split was scored and return how often it was by now; 0 where it wasn't."""
+    from vit_finetune.evaluation import note_opening
+    from vit_finetune.pictures import scored_split
+
+    if isinstance(section, (str, dict)) or scored_split(section, split) != "test":
+        return 0
+    return note_opening(Path(model), command="evaluate", metrics=metrics)
 
 
 def _data_section(model: str, data: list[str]) -> str | dict[str, Any] | Splits:

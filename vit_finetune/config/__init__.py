@@ -64,6 +64,8 @@ class Config(Section):
             raise ValueError(f"data.on_bad_image {self.data.on_bad_image} does not work with {what}; give error")
         if self.tuning.mode == "readout" and (self.data.cache != "off" or self.data.working_size is not None):
             raise ValueError("tuning.mode readout keeps features; leave data.cache and data.working_size out")
+        if self.tuning.mode == "readout" and self.data.weight_column is not None:
+            raise ValueError("tuning.mode readout weighs all pictures alike; leave data.weight_column out")
         return self
 
     @model_validator(mode="after")

@@ -51,6 +51,11 @@ class DataConfig(Section):
     """split_by time: column of the time, numbers or dates."""
     label_separator: str | None = None
     """Parts the classes in a label column of text, such as "|"; null: one class a picture."""
+    weight_column: str | None = None
+    """Column of what each training picture weighs in the loss, a finite number of at least 0; null: all alike. Never
+    part of val or test figures."""
+    keep_duplicates_together: bool = False
+    """Hold out pictures that are equal, or nearly so, together or not at all. Decodes every training picture once."""
     streaming: bool = False
     """Fetch a source of parquet, on the Hub or in a folder, a row group at a time: for sets larger than the disk."""
     scale: tuple[Fraction, Fraction] = (0.08, 1.0)

@@ -23,6 +23,8 @@ class Batch:
         sample_seeds: [b] int64, what each sample's noise inside the model is drawn from.
         positions: [b] int64, the place of each sample in the global batch of the step.
         bad: samples that belong here and were left out, since they cannot be read.
+        weights: [b] float64, what each sample weighs in the loss, with a mean of 1 over the global batch as it was
+            dealt; None: all alike. They stay on the CPU.
     """
 
     images: Tensor
@@ -31,6 +33,7 @@ class Batch:
     sample_seeds: Tensor
     positions: Tensor
     bad: tuple[BadImage, ...] = field(default=())
+    weights: Tensor | None = field(default=None, kw_only=True)
 
     def __len__(self) -> int:
         """Return the number of samples."""
@@ -38,7 +41,8 @@ class Batch:
 
     def part(self, rows: slice) -> Batch:
         """Return some of the samples, as views; what was left out stays with the whole."""
-        return Batch(**{name: getattr(self, name)[rows] for name in TENSORS})
+        weights = None if self.weights is None else self.weights[rows]
+        return Batch(**{name: getattr(self, name)[rows] for name in TENSORS}, weights=weights)
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """Return the batch on a device.

@@ -6,6 +6,7 @@ A class that only val or test knows is an error, and a class that val lacks keep
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean, listed
@@ -25,8 +26,8 @@ def share_class_map(parts: Parts) -> Splits:
         The splits, with what there is to tell about their classes among the notes.
 
     Raises:
-        RequestError: there is a single class, or one that train does not have, or splits disagree on how many classes
-            a picture has.
+        RequestError: there is a single class, or one that train does not have, splits disagree on how many classes a
+            picture has, or all training pictures weigh 0.
     """
     trained = classes_in(parts.train.classes)
     class_names = parts.class_names or tuple(sorted(trained, key=natural_key))
@@ -43,12 +44,15 @@ def share_class_map(parts: Parts) -> Splits:
                 f"classes in {name} that train does not have: {listed(unknown)}{did_you_mean(unknown[0], trained)}"
                 f"; train has {listed(class_names)}"
             )
+    weights = parts.train.weights
+    if weights is not None and not weights.any():
+        raise RequestError("every training picture has the weight 0, so there is nothing to learn; give some a weight")
     notes = list(parts.notes)
     unused = [name for name in class_names if name not in trained]
     if unused:
         notes.append(f"classes without a training picture: {listed(unused)}")
     return Splits(
-        train=labelled(parts.train, class_names),
+        train=replace(labelled(parts.train, class_names), weights=weights),
         val=labelled(parts.val, class_names) if parts.val else None,
         test=labelled(parts.test, class_names) if parts.test else None,
         class_names=class_names,

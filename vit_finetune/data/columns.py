@@ -5,8 +5,9 @@ Every error names the row and the column. Class columns that declare their names
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -33,6 +34,7 @@ class Columns:
         group: what each row belongs to, if anything reads it.
         time: when each row was taken, if anything reads it.
         label_separator: parts the classes in a cell of text; None: a cell is one class.
+        weight: what each row weighs in the training loss, if anything.
     """
 
     image: str | None = None
@@ -41,6 +43,11 @@ class Columns:
     group: str | None = None
     time: str | None = None
     label_separator: str | None = None
+    weight: str | None = None
+
+    def of_split(self, name: str, train: str) -> Columns:
+        """Return the columns that are read of a split: weights are for training, and others need not have them."""
+        return self if name == train else replace(self, weight=None)
 
 
 @dataclass(frozen=True)
@@ -158,6 +165,34 @@ def groups_of(values: Iterable[Any], where: Where, column: str) -> list[str]:
             raise RequestError(f"{where(row)} has nothing in column {column!r}; every picture needs a group")
         groups.append(str(value))
     return groups
+
+
+def weights_of(values: Iterable[Any], where: Where, column: str) -> NDArray[np.float64]:
+    """Return the weight that each cell says.
+
+    Args:
+        values: numbers, or numbers as text.
+        where: what a row is called.
+        column: the column's name.
+
+    Returns:
+        [N], finite and at least 0.
+
+    Raises:
+        RequestError: a cell is something else.
+    """
+    weights = np.empty(len(cells := list(values)))
+    for row, value in enumerate(cells):
+        try:
+            weights[row] = math.nan if isinstance(value, bool) else float(value)
+        except (TypeError, ValueError):
+            weights[row] = math.nan
+        if not 0 <= weights[row] < math.inf:
+            raise RequestError(
+                f"{where(row)} has {value!r} in column {column!r}; a weight is a finite number of at least 0, and "
+                "every training picture has one"
+            )
+    return weights
 
 
 def times_of(values: Iterable[Any], where: Where, column: str) -> NDArray[np.float64]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.folds import deal_groups
 from vit_finetune.common.seeding import derive_seed
-from vit_finetune.data.image_set import ImageSet, Splits
+from vit_finetune.data.image_set import Splits
 
 
 def k_folds(
@@ -78,12 +78,5 @@ def _check_classes(
 def _one_fold(splits: Splits, held_out: NDArray[np.bool_], note: str) -> Splits:
     """Return the splits of one fold."""
     pictures = splits.train
-    train, test = (
-        ImageSet(
-            pictures.store.take(indices),
-            pictures.labels[indices],
-            groups=None if pictures.groups is None else tuple(pictures.groups[index] for index in indices),
-        )
-        for indices in (np.flatnonzero(~held_out), np.flatnonzero(held_out))
-    )
-    return replace(splits, train=train, val=None, test=test, notes=(*splits.notes, note))
+    train, test = pictures.take(np.flatnonzero(~held_out)), pictures.take(np.flatnonzero(held_out))
+    return replace(splits, train=train, val=None, test=replace(test, weights=None), notes=(*splits.notes, note))

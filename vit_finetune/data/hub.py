@@ -27,6 +27,7 @@ from vit_finetune.data.columns import (
     labels_of,
     only,
     times_of,
+    weights_of,
 )
 from vit_finetune.data.labels import Label
 from vit_finetune.data.parts import Part, Parts
@@ -104,7 +105,10 @@ def read_tables(source: str, *, splits: SplitNames, columns: Columns) -> Parts:
     if columns.split is not None:
         by_split = _split_by_column(source, by_split, columns.split)
     wanted = splits.find(source, by_split)
-    train, val, test = (None if name is None else _part(source, name, by_split[name], columns) for name in wanted)
+    train, val, test = (
+        None if name is None else _part(source, name, by_split[name], columns.of_split(name, splits.train))
+        for name in wanted
+    )
     assert train is not None  # `find` refuses a table without it
     declared = declared_names(
         by_split[splits.train].features[label_column(source, by_split[splits.train], columns.label)]
@@ -128,6 +132,7 @@ def _part(source: str, name: str, table: Any, columns: Columns) -> Part:
         class_names(store.name, table, label, columns.label_separator),
         None if columns.group is None else groups_of(cells(columns.group), store.name, columns.group),
         None if columns.time is None else times_of(cells(columns.time), store.name, columns.time),
+        None if columns.weight is None else weights_of(cells(columns.weight), store.name, columns.weight),
     )
 
 

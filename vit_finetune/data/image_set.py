@@ -122,22 +122,31 @@ class ImageSet:
         labels: [N] int64, index into the class names, -1 where the class is not known; or, multi-label, [N, K] uint8,
             1 where the picture has the class, else 0.
         groups: what each picture belongs to (a person, a video), where the data tells: `k_folds` keeps it together.
+        weights: [N] float64, what each picture weighs in the training loss, finite, at least 0 and not all 0; None: all
+            alike. Only training reads them.
     """
 
     store: ImageStore
     labels: NDArray[np.int64] | NDArray[np.uint8]
     groups: tuple[str, ...] | None = field(default=None, repr=False, kw_only=True)
+    weights: NDArray[np.float64] | None = field(default=None, repr=False, kw_only=True)
 
     def __post_init__(self) -> None:
-        """Refuse a wrong number of labels.
+        """Refuse a wrong number of labels, and weights that are none.
 
         Raises:
-            ValueError: there is not exactly one label, or row of zeros and ones, for each picture.
+            ValueError: there is not exactly one label, or row of zeros and ones, for each picture; or weights are not
+                one for each, finite, at least 0 and not all 0.
         """
         if self.labels.ndim not in (1, 2) or len(self.labels) != len(self.store):
             raise ValueError(f"labels have the shape {self.labels.shape} for {len(self.store)} pictures")
         if self.labels.ndim == 2 and not np.isin(self.labels, (0, 1)).all():
             raise ValueError("labels [N, K] say for each picture and class 1 or 0; found other values")
+        if self.weights is not None:
+            if self.weights.shape != (len(self.store),):
+                raise ValueError(f"weights have the shape {self.weights.shape} for {len(self.store)} pictures")
+            if not (np.isfinite(self.weights).all() and (self.weights >= 0).all() and self.weights.any()):
+                raise ValueError("weights are finite, at least 0 and not all 0; found others")
 
     @property
     def is_multilabel(self) -> bool:
@@ -149,6 +158,28 @@ class ImageSet:
         if self.labels.ndim == 2:
             return np.asarray(self.labels.sum(axis=0, dtype=np.int64))
         return np.bincount(self.labels, minlength=num_classes)
+
+    def class_weights(self, num_classes: int) -> NDArray[np.float64]:
+        """Return what the pictures of each class weigh together, [num_classes]: their number where all weigh alike."""
+        if self.weights is None:
+            return self.class_counts(num_classes).astype(np.float64)
+        if self.labels.ndim == 2:
+            return np.asarray(self.weights @ self.labels)
+        return np.bincount(self.labels, self.weights, minlength=num_classes)
+
+    @property
+    def total_weight(self) -> float:
+        """What all pictures weigh together: their number where all weigh alike."""
+        return float(len(self)) if self.weights is None else float(self.weights.sum())
+
+    def take(self, indices: NDArray[np.int64]) -> ImageSet:
+        """Return the set of these pictures alone, in this order, with all that is known of them."""
+        return ImageSet(
+            self.store.take(indices),
+            self.labels[indices],
+            groups=None if self.groups is None else tuple(self.groups[index] for index in indices),
+            weights=None if self.weights is None else self.weights[indices],
+        )
 
     def single_labels(self, what: str) -> NDArray[np.int64]:
         """Return the class of each picture [N], for what needs exactly one.

@@ -86,7 +86,11 @@ def train_batches(
         request
         for step in range(start_step, start_step + num_steps)
         for request in _requests(
-            step, global_batch(step, seed=seed, visits_of=visits_of, **sizes), mine, per_device_batch_size
+            step,
+            global_batch(step, seed=seed, visits_of=visits_of, **sizes),
+            mine,
+            per_device_batch_size,
+            image_set.weights,
         )
     )
     worker = Worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
@@ -94,13 +98,28 @@ def train_batches(
 
 
 def _requests(
-    step: int, batch: tuple[NDArray[np.int64], NDArray[np.int64]], mine: slice, size: int
+    step: int,
+    batch: tuple[NDArray[np.int64], NDArray[np.int64]],
+    mine: slice,
+    size: int,
+    weights: NDArray[np.float64] | None,
 ) -> Iterator[Request]:
     """Cut a rank's part of a step into micro-batches."""
     epochs, indices = batch
+    relative = None if weights is None else _relative(weights[indices])
     for start in range(mine.start, mine.stop, size):
-        stop = min(start + size, mine.stop)
-        yield Request(step, epochs[start:stop], indices[start:stop], start, stop == mine.stop)
+        part = slice(start, min(start + size, mine.stop))
+        own = None if relative is None else relative[part]
+        yield Request(step, epochs[part], indices[part], start, part.stop == mine.stop, own)
+
+
+def _relative(weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the weights of a global batch with a mean of 1, so that a loss may be divided by the number of samples.
+
+    Every rank knows the whole batch, so no rank has to ask the others; where all weigh 0, they stay 0.
+    """
+    mean = weights.mean()
+    return weights / mean if mean > 0 else weights
 
 
 def _visits_of(image_set: ImageSet, seed: int, *, balanced: bool) -> Callable[[int], Visits] | None:

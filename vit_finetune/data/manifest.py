@@ -36,9 +36,9 @@ def write_manifest(splits: Splits, path: Path, *, max_bad_fraction: float | None
         splits: the data set; every file is read once.
         path: the file to write. Columns: split (train, val, test), index (position in the split), name
             (below the root, or split#row), label, class_name (multi-label: lists), num_bytes, sha256, and width,
-            height and mode as the file stores them. As `data.source` it gives back these splits. Streamed pictures
-            are not fetched for it: num_bytes, width and height are -1, and sha256 is of the files' version and the
-            picture's name.
+            height and mode as the file stores them; weight and group where the data tells them, null for the others.
+            As `data.source` it gives back these splits. Streamed pictures are not fetched for it: num_bytes, width and
+            height are -1, and sha256 is of the files' version and the picture's name.
         max_bad_fraction: share of a split's pictures that may be bad; they stand in the manifest like others, without
             a size and a mode, and without bytes with -1 and an empty hash. None allows none.
 
@@ -49,10 +49,12 @@ def write_manifest(splits: Splits, path: Path, *, max_bad_fraction: float | None
         RequestError: more pictures that cannot be read than allowed, named.
     """
     entries = _read_entries(splits, max_bad_fraction)
-    digest = _digest(entries)
+    digest = _digest(entries, splits)
     columns: list[Any] = [list(column) for column in zip(*entries, strict=True)]
+    known = _known(splits)
     metadata = {"manifest_hash": digest, "class_names": json.dumps(splits.class_names), **_origin(splits)}
-    table = pa.table(columns, names=_COLUMNS).replace_schema_metadata(metadata)
+    names = [*_COLUMNS, *known]
+    table = pa.table([*columns, *known.values()], names=names).replace_schema_metadata(metadata)
     with atomic_file(path) as temporary:
         pq.write_table(table, temporary)
     return digest
@@ -87,7 +89,7 @@ def manifest_hash(splits: Splits, *, max_bad_fraction: float | None = None) -> s
     Raises:
         RequestError: more pictures that cannot be read than allowed, named.
     """
-    return _digest(_read_entries(splits, max_bad_fraction))
+    return _digest(_read_entries(splits, max_bad_fraction), splits)
 
 
 def split_digests(path: Path) -> dict[str, str]:
@@ -157,9 +159,21 @@ def _of_file(images: ImageSet, index: int) -> tuple[tuple[int, str, int, int, st
     return (len(data), digest, header.width, header.height, header.mode), None
 
 
-def _digest(entries: list[_Entry]) -> str:
+def _known(splits: Splits) -> dict[str, list[Any]]:
+    """Return the columns of what the data tells beside: weights and groups; none for what it does not tell."""
+    columns: dict[str, list[Any]] = {"weight": [], "group": []}
+    for _, images in splits.named():
+        nothing = [None] * len(images)
+        columns["weight"] += nothing if images.weights is None else images.weights.tolist()
+        columns["group"] += nothing if images.groups is None else images.groups
+    return {name: cells for name, cells in columns.items() if any(cell is not None for cell in cells)}
+
+
+def _digest(entries: list[_Entry], splits: Splits) -> str:
     """Return the digest of the rows, independent of the parquet writer."""
     digest = hashlib.sha256()
     for entry in entries:
         digest.update(json.dumps(entry[:_NUM_DIGESTED]).encode() + b"\n")
+    if splits.train.weights is not None:  # groups decide nothing once the pictures are split
+        digest.update(json.dumps(splits.train.weights.tolist()).encode())
     return digest.hexdigest()

@@ -21,12 +21,14 @@ class Part:
         classes: the class name, or names, of each.
         groups: what each belongs to (a person, a video), where the source tells.
         times: when each was taken, in any unit, where the source tells.
+        weights: what each weighs in the training loss, where the source tells.
     """
 
     store: ImageStore
     classes: Sequence[Label]
     groups: Sequence[str] | None = None
     times: NDArray[np.float64] | None = None
+    weights: NDArray[np.float64] | None = None
 
     def take(self, indices: NDArray[np.int64]) -> Part:
         """Return these pictures alone, in this order."""
@@ -35,6 +37,7 @@ class Part:
             [self.classes[index] for index in indices.tolist()],
             None if self.groups is None else [self.groups[index] for index in indices.tolist()],
             None if self.times is None else self.times[indices],
+            None if self.weights is None else self.weights[indices],
         )
 
 

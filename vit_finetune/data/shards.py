@@ -22,7 +22,17 @@ from numpy.typing import NDArray
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import listed
-from vit_finetune.data.columns import LABEL_NAMES, Columns, SplitNames, existing, groups_of, labels_of, only, times_of
+from vit_finetune.data.columns import (
+    LABEL_NAMES,
+    Columns,
+    SplitNames,
+    existing,
+    groups_of,
+    labels_of,
+    only,
+    times_of,
+    weights_of,
+)
 from vit_finetune.data.images import IMAGE_SUFFIXES
 from vit_finetune.data.parts import Part, Parts
 from vit_finetune.data.scan import natural_key
@@ -122,7 +132,11 @@ def read_shards(source: str, *, splits: SplitNames, columns: Columns) -> Parts:
         raise RequestError("data.split_column is of tables; the names of shards tell their split")
     root, shards, by_split = _find(source, splits.train)
     wanted = splits.find(source, by_split)
-    parts = {name: _part(source, root, shards, by_split[name], columns) for name in wanted if name is not None}
+    parts = {
+        name: _part(source, root, shards, by_split[name], columns.of_split(name, splits.train))
+        for name in wanted
+        if name is not None
+    }
     train, val, test = (None if name is None else parts[name] for name in wanted)
     assert train is not None  # `find` refuses shards without it
     unread = [name for name in by_split if name not in wanted]
@@ -196,6 +210,7 @@ def _part(source: str, root: Path, shards: tuple[str, ...], numbers: list[int], 
         labels_of(cells(label), store.name, label, separator=columns.label_separator),
         None if columns.group is None else groups_of(cells(columns.group), store.name, columns.group),
         None if columns.time is None else times_of(cells(columns.time), store.name, columns.time),
+        None if columns.weight is None else weights_of(cells(columns.weight), store.name, columns.weight),
     )
 
 

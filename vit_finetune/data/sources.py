@@ -48,6 +48,8 @@ def load_splits(
     group_column: str | None = None,
     time_column: str | None = None,
     label_separator: str | None = None,
+    weight_column: str | None = None,
+    keep_duplicates_together: bool = False,
     streaming: bool = False,
     seed: int = 0,
 ) -> Splits:
@@ -73,6 +75,8 @@ def load_splits(
         group_column: with split_by "group": the column of groups.
         time_column: with split_by "time": the column of times, numbers or dates.
         label_separator: parts the classes in a text column that holds several.
+        weight_column: the column of what each training picture weighs in the loss.
+        keep_duplicates_together: hold out copies of a picture together or not at all; see `keep_copies_together`.
         streaming: fetch parquet, of the Hub or of a folder, a row group at a time; see `read_stream`.
         seed: decides, with each picture's name and nothing else, what is held out.
 
@@ -83,14 +87,17 @@ def load_splits(
         RequestError: the source is missing, has no pictures, an empty class folder, a single class, or
             a class that only val or test knows.
     """
-    rule = SplitRule(split_by, val_fraction, test_fraction, group_pattern, seed)
+    rule = SplitRule(split_by, val_fraction, test_fraction, group_pattern, seed, keep_duplicates_together)
     names = SplitNames(train_split, val_names(val_split, test_split), test_split)
-    columns = Columns(image_column, label_column, split_column, group_column, time_column, label_separator)
+    columns = Columns(
+        image_column, label_column, split_column, group_column, time_column, label_separator, weight_column
+    )
     _check_read(rule, columns)
     if val_split not in (None, "val") and val_split == test_split:
         raise RequestError(f"data.val_split and data.test_split are both {val_split!r}; a test split selects nothing")
     parts = _read_streamed(root, source, names, columns) if streaming else _read(root, source, names, columns)
-    return share_class_map(split(parts, rule, with_val=val_split is not None))
+    place = None if source is not None and not lists_pictures(source) else source or root
+    return share_class_map(split(parts, rule, with_val=val_split is not None, place=place))
 
 
 def _read_streamed(root: str | Path | None, source: str | Path | None, splits: SplitNames, columns: Columns) -> Parts:
@@ -111,6 +118,8 @@ def _check_read(rule: SplitRule, columns: Columns) -> None:
     ):
         if value is not None and rule.by != by:
             raise RequestError(f"data.{option} is read where data.split_by is {by}, and that is {rule.by}")
+    if rule.keep_copies and rule.by == "time":
+        raise RequestError("data.keep_duplicates_together does not go with data.split_by time: copies may part in time")
     if columns.group is not None and rule.group_pattern is not None:
         raise RequestError("give data.group_column or data.group_pattern, and not both")
 

@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.folds import deal_counts
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.common.suggest import listed
+from vit_finetune.data.duplicates import keep_copies_together
 from vit_finetune.data.image_set import ImageStore
 from vit_finetune.data.labels import Label, classes_in, encode_labels, is_multilabel, strata, whole_classes
 from vit_finetune.data.parts import Part, Parts
@@ -38,6 +40,7 @@ class SplitRule:
         test_fraction: share of the pictures for the test split, in [0, 1).
         group_pattern: with "group": a regular expression that finds the group in a picture's name.
         seed: decides, with each picture's name, what is held out.
+        keep_copies: pictures that are equal, or nearly so, are held out together or not at all.
 
     Raises:
         RequestError: the shares leave nothing to train on, or the expression is none.
@@ -48,6 +51,7 @@ class SplitRule:
     test_fraction: float = 0.0
     group_pattern: str | None = None
     seed: int = 0
+    keep_copies: bool = False
 
     def __post_init__(self) -> None:
         """Refuse shares that leave nothing, and what is no regular expression."""
@@ -64,13 +68,14 @@ class SplitRule:
             raise RequestError(f"group_pattern {self.group_pattern!r} is no regular expression: {error}") from error
 
 
-def split(parts: Parts, rule: SplitRule, *, with_val: bool) -> Parts:
+def split(parts: Parts, rule: SplitRule, *, with_val: bool, place: str | Path | None = None) -> Parts:
     """Hold out what a source does not have: the test split if one is asked for, then val.
 
     Args:
         parts: the source.
         rule: how.
         with_val: whether a val split is wanted.
+        place: the folder or the list that the files were found by; see `keep_copies_together`.
 
     Raises:
         RequestError: the pictures lack what the rule goes by, a group is in two given splits, or nothing can be held
@@ -81,6 +86,8 @@ def split(parts: Parts, rule: SplitRule, *, with_val: bool) -> Parts:
         _check_groups(parts)
     if parts.is_settled:
         return parts
+    if rule.keep_copies:
+        parts = keep_copies_together(parts, place)
     fraction = rule.val_fraction
     if parts.test is None and rule.test_fraction > 0:
         parts = hold_out(parts, rule.test_fraction, rule.seed, by=rule.by, into="test")
@@ -140,6 +147,11 @@ def _counted(chosen: NDArray[np.bool_]) -> str:
 
 def _stratified(part: Part, fraction: float, seed: int, into: str) -> _Chosen:
     """Choose a share of every class; a class of two or more gives one at least and keeps one."""
+    if part.groups is not None:  # copies that stay together; no other groups are known here
+        chosen, _ = _grouped(part, fraction, seed, into)
+        return chosen, [
+            f"held out {fraction:.0%} of each class, as near as copies allow, for {_WHAT[into]}: {_counted(chosen)}"
+        ]
     members = strata(part.classes)
     chosen = np.zeros(len(part.store), dtype=bool)
     for indices in members.values():
@@ -155,11 +167,18 @@ def _stratified(part: Part, fraction: float, seed: int, into: str) -> _Chosen:
 
 
 def _random(part: Part, fraction: float, seed: int, into: str) -> _Chosen:
-    """Choose a share of all pictures."""
+    """Choose a share of all pictures, copies together."""
     chosen = np.zeros(len(part.store), dtype=bool)
     count = max(int(fraction * len(chosen) + 0.5), 1)
-    chosen[_ranked(part, range(len(chosen)), seed, into)[:count]] = True
-    chosen[whole_classes(part.classes, chosen)] = False
+    if part.groups is None:
+        chosen[_ranked(part, range(len(chosen)), seed, into)[:count]] = True
+        chosen[whole_classes(part.classes, chosen)] = False
+    else:
+        names, members, sizes = np.unique(np.asarray(part.groups), return_inverse=True, return_counts=True)
+        order = sorted(range(len(names)), key=lambda number: derive_seed(seed, into, str(names[number])))
+        taken = np.array(order)[: int(np.searchsorted(sizes[order].cumsum(), count)) + 1]
+        chosen = np.isin(members, taken)
+        chosen &= ~np.isin(members, members[whole_classes(part.classes, chosen)])
     return chosen, [f"held out {fraction:.0%} of the pictures for {_WHAT[into]}: {_counted(chosen)}"]
 
 

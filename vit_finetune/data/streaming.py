@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from vit_finetune.common.errors import RequestError, VitFinetuneError, WorkError
 from vit_finetune.common.files import atomic_file
 from vit_finetune.common.suggest import listed
-from vit_finetune.data.columns import Columns, SplitNames, existing, groups_of, times_of
+from vit_finetune.data.columns import Columns, SplitNames, existing, groups_of, times_of, weights_of
 from vit_finetune.data.hub import class_names, declared_names, image_column, label_column, opened
 from vit_finetune.data.order import BLOCKS_TOGETHER
 from vit_finetune.data.parts import Part, Parts
@@ -125,7 +125,7 @@ def read_stream(source: str, *, splits: SplitNames, columns: Columns) -> Parts:
         if name is None:
             parts.append(None)
             continue
-        part, names = _part(source, name, by_split[name], columns)
+        part, names = _part(source, name, by_split[name], columns.of_split(name, splits.train))
         parts.append(part)
         declared = names if name == splits.train else declared
     train, val, test = parts
@@ -172,7 +172,11 @@ def _part(source: str, split: str, files: Sequence[_File], columns: Columns) -> 
                 features = datasets.Features.from_arrow_schema(parquet.schema_arrow)
                 like = SimpleNamespace(features=features, column_names=list(features))
                 image, label = image_column(source, like, columns.image), label_column(source, like, columns.label)
-                light = [existing(source, name, list(features)) for name in (columns.group, columns.time) if name]
+                light = [
+                    existing(source, name, list(features))
+                    for name in (columns.group, columns.time, columns.weight)
+                    if name
+                ]
             tables.append(parquet.read(columns=list(dict.fromkeys([label, *light]))))
             for group in range(parquet.metadata.num_row_groups):
                 places.append((number, group))
@@ -194,6 +198,7 @@ def _part(source: str, split: str, files: Sequence[_File], columns: Columns) -> 
         class_names(store.name, table, label, columns.label_separator),
         None if columns.group is None else groups_of(table[columns.group], store.name, columns.group),
         None if columns.time is None else times_of(table[columns.time], store.name, columns.time),
+        None if columns.weight is None else weights_of(table[columns.weight], store.name, columns.weight),
     )
     return part, declared_names(table.features[label])
 

@@ -31,13 +31,14 @@ from vit_finetune.data.columns import (
     labels_of,
     only,
     times_of,
+    weights_of,
 )
 from vit_finetune.data.image_set import FileStore
 from vit_finetune.data.parts import Part, Parts
 
 TEXT_SUFFIXES = frozenset({".csv", ".tsv", ".jsonl", ".ndjson"})
 _DELIMITERS = (",", ";", "\t")
-_MAX_ERRORS_SHOWN = 5
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True)
@@ -67,11 +68,8 @@ class _Table:
 def lists_pictures(source: str | Path) -> bool:
     """Tell whether a source is a file that this module reads."""
     path = Path(source).expanduser()
-    suffix = path.suffix.lower()
-    if suffix in TEXT_SUFFIXES:
-        return True
-    if suffix != ".parquet" or not path.is_file():
-        return False
+    if path.suffix.lower() != ".parquet" or not path.is_file():
+        return path.suffix.lower() in TEXT_SUFFIXES
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError):
@@ -102,11 +100,10 @@ def read_table_file(path: Path, *, root: Path | None, columns: Columns, splits: 
     unread = [name for name in rows if name not in wanted]
     notes = [f"{path}: splits as column {chosen.split!r} says"] if chosen.split else []
     notes += [f"{path}: not read: {listed(unread)}"] if unread else []
-    parts = _parts(table, chosen, root, {name: rows[name] for name in wanted if name is not None})
+    parts = _parts(table, chosen, root, {name: rows[name] for name in wanted if name is not None}, splits.train)
     train, val, test = (None if name is None else parts[name] for name in wanted)
     assert train is not None  # `find` refuses a file without it
-    declared = table.metadata.get("class_names")
-    class_names = tuple(json.loads(declared)) if declared else None
+    class_names = tuple(json.loads(table.metadata.get("class_names", "[]"))) or None
     return Parts(train, val, test, tuple(notes), class_names, is_settled=_is_run(table))
 
 
@@ -144,7 +141,7 @@ def _open(path: Path, root: Path | None, columns: Columns) -> tuple[_Table, Colu
                 f"{path} is of pictures in a table, in shards or in memory, which it does not tell how to find; open "
                 "those with the run's data section and seed, and they are split as they were"
             )
-        columns = Columns("name", "class_name", "split", columns.group, columns.time)
+        columns = replace(columns, image="name", label="class_name", split="split", label_separator=None)
     chosen = replace(
         columns,
         image=_find(path, names, columns.image, PATH_NAMES, what="paths", option="image_column"),
@@ -154,11 +151,13 @@ def _open(path: Path, root: Path | None, columns: Columns) -> tuple[_Table, Colu
     return table, chosen, Path(table.metadata.get("root", path.parent)) if root is None else root
 
 
-def _parts(table: _Table, columns: Columns, root: Path, rows: Mapping[str, NDArray[np.int64]]) -> dict[str, Part]:
+def _parts(
+    table: _Table, columns: Columns, root: Path, rows: Mapping[str, NDArray[np.int64]], train: str = "train"
+) -> dict[str, Part]:
     """Return the pictures of some splits."""
     assert columns.image is not None
     _check_paths(table, columns.image, root, [row for members in rows.values() for row in members.tolist()])
-    return {name: _part(table, columns, root, members) for name, members in rows.items()}
+    return {name: _part(table, columns.of_split(name, train), root, members) for name, members in rows.items()}
 
 
 def _find(path: Path, names: Sequence[str], asked: str | None, usual: Sequence[str], *, what: str, option: str) -> str:
@@ -185,6 +184,7 @@ def _part(table: _Table, columns: Columns, root: Path, rows: NDArray[np.int64]) 
         labels_of(cells(columns.label), where, columns.label, separator=columns.label_separator),
         None if columns.group is None else groups_of(cells(columns.group), where, columns.group),
         None if columns.time is None else times_of(cells(columns.time), where, columns.time),
+        None if columns.weight is None else weights_of(cells(columns.weight), where, columns.weight),
     )
 
 
@@ -217,9 +217,9 @@ def _check_paths(table: _Table, column: str, root: Path, rows: Sequence[int]) ->
         if not (root / name).is_file():
             missing.append(f"{table.where(row)}, column {column!r}: no file {root / name}")
     if missing:
-        more = f"; and {len(missing) - _MAX_ERRORS_SHOWN:,} more" if len(missing) > _MAX_ERRORS_SHOWN else ""
-        shown = "; ".join(missing[:_MAX_ERRORS_SHOWN])
-        raise RequestError(f"{shown}{more}; paths start from {root}, or from data.root where that is given")
+        more = f"; and {len(missing) - _MAX_SHOWN:,} more" if len(missing) > _MAX_SHOWN else ""
+        told = f"{'; '.join(missing[:_MAX_SHOWN])}{more}"
+        raise RequestError(f"{told}; paths start from {root}, or from data.root where that is given")
 
 
 def _read(path: Path) -> _Table:
@@ -247,8 +247,8 @@ def _read_parquet(path: Path) -> _Table:
     except pa.ArrowException as error:
         raise RequestError(f"cannot read {path}: {' '.join(str(error).split())}") from error
     told = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
-    metadata = told if "manifest_hash" in told else {}
-    return _Table(path, {name: table[name].to_pylist() for name in table.column_names}, metadata=metadata)
+    columns = {name: table[name].to_pylist() for name in table.column_names}
+    return _Table(path, columns, metadata=told if "manifest_hash" in told else {})
 
 
 def _read_csv(path: Path, suffix: str) -> _Table:

@@ -6,6 +6,7 @@ how a sample is augmented depends on (seed, epoch, index) alone.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -35,6 +36,7 @@ class Request(NamedTuple):
     indices: NDArray[np.int64]
     start: int  # place of the first in the global batch
     is_last: bool  # of the step, on this rank
+    weights: NDArray[np.float64] | None = None  # of each in the loss, as `Batch.weights`
 
 
 class Result(NamedTuple):
@@ -82,6 +84,7 @@ class Worker(Dataset[Result | VitFinetuneError]):
             sample_seeds=torch.tensor(noise, dtype=torch.int64),
             positions=torch.from_numpy(request.start + kept),
             bad=tuple(bad),
+            weights=None if request.weights is None else torch.from_numpy(request.weights[kept]),
         )
         return Result(batch, request.is_last)
 
@@ -145,12 +148,18 @@ def run_workers(
         num_workers=num_workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_interrupts,
         generator=torch.Generator(),  # so that torch's default generator is not drawn from
     )
     for result in loader:
         if isinstance(result, VitFinetuneError):
             raise result
         yield result
+
+
+def _ignore_interrupts(_worker: int) -> None:
+    """Leave Ctrl-C, which a terminal sends to all processes, to the one that trains: it still needs its batches."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _unchanged(result: Any) -> Any:

@@ -3,6 +3,7 @@
 from vit_finetune.evaluation.intervals import mean_interval
 from vit_finetune.evaluation.metrics import METRICS, score
 from vit_finetune.evaluation.multilabel import MULTILABEL_METRICS, tune_thresholds
+from vit_finetune.evaluation.openings import note_opening, num_openings, opening_lines
 from vit_finetune.evaluation.outputs import EvalResult, LabelledBatch
 from vit_finetune.evaluation.predictions import Predictions, check_output, write_evaluation, write_predictions
 from vit_finetune.evaluation.soups import WISE_FT_ALPHAS, Blend, greedy_blend, wise_ft_blend
@@ -18,6 +19,9 @@ __all__ = [
     "check_output",
     "greedy_blend",
     "mean_interval",
+    "note_opening",
+    "num_openings",
+    "opening_lines",
     "score",
     "tune_thresholds",
     "wise_ft_blend",

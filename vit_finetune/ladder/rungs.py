@@ -149,6 +149,7 @@ def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Con
     if rung.kind == READOUT:
         # What a recipe says about training a network says nothing to readouts.
         own["train"] = {**own["train"], **{key: TrainConfig.model_fields[key].default for key in FOR_NETWORKS}}
+        own["data"] = {"weight_column": None}
     if rung.kind == TRAINING:
         # The schedule ends where the rung does, so its last step is its result: scoring on the way would cost time, and
         # where val tells steps apart no more, it would keep the earliest.

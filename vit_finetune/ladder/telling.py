@@ -14,7 +14,7 @@ from vit_finetune.common.files import atomic_file, write_json
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.corruptions import corruption_lines
-from vit_finetune.evaluation import EvalResult, write_evaluation
+from vit_finetune.evaluation import EvalResult, note_opening, opening_lines, write_evaluation
 from vit_finetune.ladder.decisions import Decision
 from vit_finetune.ladder.rungs import rung_dir
 from vit_finetune.models import Backbone
@@ -89,15 +89,16 @@ def finish(
             result = evaluate(run_dir / "model", splits, split="test", predictor=predictor)
             metrics, counted = result.metrics, {"num_samples": result.num_samples, "per_class": result.per_class}
             write_predictions_of(splits.test, result, run_dir / PREDICTIONS, split="test", splits=splits)
+            counted["num_test_openings"] = note_opening(run_dir, command="train", metrics=metrics)
+            console.say(*opening_lines(run_dir))
         summary: dict[str, Any] = {
             "split": "val" if splits.test is None else "test",
             **metrics,
-            "num_samples": counted["num_samples"],
             "best_rung": best.rung,
             "best_step": best_step,
             "num_steps": sum(row.decision.num_steps or 0 for row in rows if row.metrics is not None),
             "ladder": [row.to_mapping() for row in rows],
-            "per_class": counted["per_class"],
+            **counted,
         }
         if config.evaluation.corruptions:
             table = evaluate_corrupted(

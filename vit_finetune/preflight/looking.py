@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.config import Config
+from vit_finetune.config import Config, DataConfig
 from vit_finetune.data import Splits
 from vit_finetune.data.audit.classes import check_classes, check_folder_names
 from vit_finetune.data.audit.copies import check_copies
@@ -17,9 +16,9 @@ from vit_finetune.data.audit.facts import Pace, PictureFacts, read_facts
 from vit_finetune.data.audit.files import check_files
 from vit_finetune.data.audit.findings import Example, Finding, Severity, found, printable
 from vit_finetune.data.audit.folders import check_folders
-from vit_finetune.data.audit.memo import Memo
+from vit_finetune.data.audit.memo import Memo, facts_file
+from vit_finetune.data.table_file import lists_pictures
 from vit_finetune.pictures import open_splits
-from vit_finetune.training.feature_cache import default_cache_dir
 
 Say = Callable[[str], None]
 _SECONDS_BETWEEN_LINES = 10.0
@@ -65,7 +64,7 @@ def look(config: Config, *, pixels: bool, data: Splits | None = None, say: Say) 
     is_folder = data is None and config.data.source is None
     if not is_folder:
         seen.findings += check_classes(splits) + check_folder_names(splits)
-    memo = Memo(_memo_path(config.data.root) if is_folder else None)
+    memo = Memo(None if data is not None else _memo_file(config.data))
     seen.facts = {
         split: read_facts(pictures, pixels=pixels, memo=memo, pace=seen.pace, tell=_teller(say, split, len(pictures)))
         for split, pictures in splits.named()
@@ -102,12 +101,12 @@ def _open(config: Config) -> Look:
     return Look(splits, findings)
 
 
-def _memo_path(root: str | None) -> Path | None:
-    """Return where facts about the files of a folder are kept; tables have no files to know again."""
-    if root is None:
+def _memo_file(section: DataConfig) -> Path | None:
+    """Return where facts about the files of a folder or a list are kept; tables have no files to know again."""
+    place = section.source or section.root
+    if place is None or (section.source is not None and not lists_pictures(section.source)):
         return None
-    name = hashlib.sha256(ascii(str(Path(root).expanduser().resolve())).encode()).hexdigest()[:16]
-    return default_cache_dir("facts") / f"{name}.jsonl"
+    return facts_file(place)
 
 
 def _teller(say: Say, split: str, count: int) -> Callable[[int], None]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.data import Splits
-from vit_finetune.evaluation import EvalResult, score, write_evaluation
+from vit_finetune.evaluation import EvalResult, note_opening, opening_lines, score, write_evaluation
 from vit_finetune.models import Backbone, Readout
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.readout import Trial
@@ -110,6 +110,8 @@ def write_outcome(
         write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final, class_names=names)
         summary = {"split": final, **result.metrics, "num_samples": result.num_samples, **summary}
         summary["per_class"] = result.per_class
+        if final == "test":
+            summary["num_test_openings"] = note_opening(run_dir, command="train", metrics=result.metrics)
     if corrupted is not None:
         summary["corruptions"] = corrupted
     write_json(run_dir / METRICS_FILE, summary)
@@ -137,6 +139,7 @@ def end_screen(result: ReadoutResult, note: str) -> list[str]:
     chosen = result.chosen
     figures = "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items())
     return [
+        *opening_lines(result.run_dir),
         f"done     {chosen['readout']} ({in_words(chosen['settings'])}): {figures or 'no split to score'}",
         f"model    {result.run_dir / 'model'}   ({note})",
         f"next     vit-finetune predict {result.run_dir} PICTURE_OR_FOLDER...",

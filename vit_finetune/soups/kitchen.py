@@ -15,7 +15,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.data import ImageSet
 from vit_finetune.data.manifest import trained_on
-from vit_finetune.evaluation import Blend, tune_thresholds
+from vit_finetune.evaluation import Blend, note_opening, tune_thresholds
 from vit_finetune.export import export_model_folder
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import labelled_pictures, run_splits
@@ -96,6 +96,8 @@ class Kitchen:
         split = split or (None if is_plain else "val")  # never test unasked: these pictures decide
         pictures = labelled_pictures(found, split, first.class_names)
         _refuse_seen(names, pictures)
+        if data is None and split == "test":
+            note_opening(Path(names[0]), command="soup", metrics={})
         states = [predictor.model.state_dict() for predictor in predictors]
         if len(states) > 1:  # the first network is the one that scores: its weights are kept apart from it
             check_alike(states)

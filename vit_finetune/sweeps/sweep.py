@@ -20,6 +20,7 @@ from vit_finetune.common.figures import is_better
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
+from vit_finetune.evaluation import note_opening
 from vit_finetune.finetune import finetune
 from vit_finetune.pictures import open_splits
 from vit_finetune.predict import evaluate
@@ -235,6 +236,7 @@ class _Sweep:
         if self.config.data.test_split is not None and (self.test is None or self.test["trial"] != best["trial"]):
             splits = open_splits(self.config.data, seed=self.config.run.seed)
             self.test = {"trial": best["trial"], "metrics": evaluate(run, splits, split="test").metrics}
+            note_opening(run, command="sweep", metrics=self.test["metrics"])
             self.write()
         test = None if self.test is None else self.test["metrics"]
         self.console.say(*summary(rows, self.metric, test, run))

@@ -120,7 +120,9 @@ class _Loop:
         self.report = StepReport(self.plan, self.accelerator, self.metrics, self.timing, every)
         self.saved_at = time.monotonic()
         self.must_stop = False  # after this step, on every process alike
-        self.num_images = self.plan.global_batch_size  # of the step, over all processes; fewer where some are bad
+        self.num_images: float = (
+            self.plan.global_batch_size
+        )  # of the step, over all processes; fewer where some are bad
         self.micro = MicroBatches(self.plan, least=1 if self.options.objective.mixing is None else 2)
 
     def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress, last: int) -> None:

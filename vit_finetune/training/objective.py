@@ -2,7 +2,8 @@
 
 A picture has one class (softmax cross-entropy) or any number of them (a sigmoid a class). Weights and priors are
 counted from the training split and scaled so that their mean over it is 1: the loss stays comparable, and, because the
-loop divides by the number of pictures, it is the same for any split of the batch.
+loop divides by the number of pictures, it is the same for any split of the batch. Weights of pictures come with the
+batch, with a mean of 1 over the global batch, so that dividing by the number is dividing by the sum of the weights.
 
 Sources: logit adjustment, Menon et al. 2020 (arXiv 2007.07314), equation 10 with tau = 1; class weights as
 scikit-learn's `balanced`; weights of positives as torch's documentation of `BCEWithLogitsLoss` proposes.
@@ -47,6 +48,10 @@ class TrainBatch(Protocol):
     def positions(self) -> Tensor:
         """The place of each picture in the global batch, int64 [b]."""
 
+    @property
+    def weights(self) -> Tensor | None:
+        """What each picture weighs in the loss, with a mean of 1 over the global batch, [b]; None: all alike."""
+
     def __len__(self) -> int:
         """Return the number of pictures."""
 
@@ -73,7 +78,7 @@ class Objective:
     mixing: PairMixing | None = None
 
     def losses(self, model: nn.Module, batch: TrainBatch, *, step: int, device: torch.device) -> Tensor:
-        """Return the training loss of each picture [b], in float32 at least.
+        """Return the training loss of each picture [b] times its weight, in float32 at least.
 
         Args:
             model: called as `model(images, sample_seeds=...)`.
@@ -91,7 +96,11 @@ class Objective:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         if share is not None:
             labels = mixed(self._soft(labels, logits), share.to(device)[:, None])
-        return self.of_logits(logits, labels)
+        losses = self.of_logits(logits, labels)
+        weights = batch.weights
+        if weights is None:
+            return losses
+        return losses * (weights if share is None else mixed(weights, share)).to(losses)
 
     def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the loss of each picture [b].
@@ -116,14 +125,15 @@ class Objective:
         return rows.to(logits)
 
 
-def counted(imbalance: str, *, task: str, counts: Mapping[str, int], num_train: int) -> dict[str, Tensor]:
+def counted(imbalance: str, *, task: str, counts: Mapping[str, float], num_train: float) -> dict[str, Tensor]:
     """Return what an objective takes from the class counts of the training split.
 
     Args:
         imbalance: none, loss_weights, balanced_sampler or logit_adjustment.
         task: multiclass or multilabel.
-        counts: training pictures of each of K classes, by name, in their order.
-        num_train: training pictures.
+        counts: training pictures of each of K classes, by name, in their order; where pictures weigh differently, what
+            those of the class weigh together.
+        num_train: training pictures, or what all of them weigh together.
 
     Returns:
         `class_weights` or `log_prior`, where the switch asks for one.

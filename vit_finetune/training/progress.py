@@ -72,8 +72,8 @@ class FitOptions:
         log_every_steps: training rows are written every so many steps.
         settings: plain values stored with each checkpoint and compared at resume.
         name_sample: a name for the training picture of an index, for messages.
-        count_images: the pictures in a step over all processes, from this one's micro-batches; None where none is ever
-            left out, so that the global batch is always full.
+        count_images: what the loss of a step is divided by, the pictures over all processes or the sum of their
+            weights, from this one's micro-batches; None where none is ever left out, so that the global batch is full.
     """
 
     objective: Objective = field(default_factory=Objective)
@@ -85,4 +85,4 @@ class FitOptions:
     log_every_steps: int
     settings: Mapping[str, object]
     name_sample: Callable[[int], str]
-    count_images: Callable[[Sequence[Any]], int] | None = None
+    count_images: Callable[[Sequence[Any]], float] | None = None

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_finetune.data.audit.facts import THUMB
+from vit_finetune.data.audit.facts import THUMB, PictureFacts
 from vit_finetune.data.audit.files import Facts
 from vit_finetune.data.audit.findings import Example, Finding, found, printable
 from vit_finetune.data.image_set import Splits
@@ -41,18 +41,33 @@ def check_copies(splits: Splits, facts: Facts) -> list[Finding]:
         facts: of each split; near-duplicates are looked for where they have thumbnails.
     """
     places = [(split, index) for split, _ in splits.named() for index in range(len(facts[split]))]
-    groups: dict[str, list[int]] = defaultdict(list)
-    for number, (split, index) in enumerate(places):
-        fact = facts[split][index]
-        if fact.sha256 and fact.num_bytes:
-            groups[fact.sha256].append(number)
-    same = [group for group in groups.values() if len(group) > 1]
-    # One of each set of equal files stands for them, so that a pair is not told twice.
-    numbers = [group[0] for group in groups.values() if facts[places[group[0]][0]][places[group[0]][1]].thumb]
-    thumbs = _thumbs([facts[split][index].thumb for split, index in (places[number] for number in numbers)])
-    near = [[numbers[member] for member in group] for group in _joined(near_pairs(thumbs), len(numbers))]
+    same, near = _same_and_near([facts[split][index] for split, index in places])
     findings = _told(splits, ([places[number] for number in group] for group in same), "duplicate")
     return findings + _told(splits, ([places[number] for number in group] for group in near), "near_duplicate")
+
+
+def copies(facts: Sequence[PictureFacts]) -> list[list[int]]:
+    """Return the groups of pictures that are equal or nearly so, each ascending.
+
+    Args:
+        facts: of pictures that were decoded; one that could not be read is a copy of nothing.
+    """
+    same, near = _same_and_near(facts)
+    pairs = [(group[0], other) for group in (*same, *near) for other in group[1:]]
+    return joined(np.array(pairs, dtype=np.int64).reshape(-1, 2), len(facts))
+
+
+def _same_and_near(facts: Sequence[PictureFacts]) -> tuple[list[list[int]], list[list[int]]]:
+    """Return groups of equal files and groups of nearly equal pictures."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for number, fact in enumerate(facts):
+        if fact.sha256 and fact.num_bytes:
+            groups[fact.sha256].append(number)
+    # One of each set of equal files stands for them, so that a pair is not told twice.
+    numbers = [group[0] for group in groups.values() if facts[group[0]].thumb]
+    pairs = near_pairs(_thumbs([facts[number].thumb for number in numbers]))
+    near = [[numbers[member] for member in group] for group in joined(pairs, len(numbers))]
+    return [group for group in groups.values() if len(group) > 1], near
 
 
 def _told(splits: Splits, groups: Iterable[Sequence[Place]], code: str) -> list[Finding]:
@@ -154,8 +169,13 @@ def _close_in(hashes: NDArray[np.uint64], bucket: NDArray[np.int64]) -> Iterator
             yield pairs[pairs[:, 0] < pairs[:, 1]] if other == start else pairs
 
 
-def _joined(pairs: NDArray[np.int64], count: int) -> list[list[int]]:
-    """Return the groups that pairs join, each ascending, in the order of their first."""
+def joined(pairs: NDArray[np.int64], count: int) -> list[list[int]]:
+    """Return the groups that pairs join, each ascending, in the order of their first.
+
+    Args:
+        pairs: [P, 2] of numbers below `count`.
+        count: how many there are; those in no pair are in no group.
+    """
     parent = list(range(count))
 
     def root(place: int) -> int:

@@ -6,12 +6,25 @@ memo: a line is written in one piece, of two about one file the later counts, an
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vit_finetune.common.entries import default_cache_dir
+
 _FORMAT = 1  # raised when the same file would give other facts than before
+
+
+def facts_file(place: str | Path) -> Path:
+    """Return where facts about the files of a data set are kept.
+
+    Args:
+        place: its folder, or the file that lists its pictures.
+    """
+    name = hashlib.sha256(ascii(str(Path(place).expanduser().resolve())).encode()).hexdigest()[:16]
+    return default_cache_dir("facts") / f"{name}.jsonl"
 
 
 class Memo:
