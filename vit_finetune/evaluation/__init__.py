@@ -1,5 +1,15 @@
 """How good a model is: exact figures, every picture counted once at any number of processes."""
 
+from vit_finetune.evaluation.calibration import (
+    Calibration,
+    ReliabilityBin,
+    calibrate,
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+    remeasured,
+    rescale,
+)
 from vit_finetune.evaluation.intervals import mean_interval
 from vit_finetune.evaluation.metrics import METRICS, score
 from vit_finetune.evaluation.multilabel import MULTILABEL_METRICS, tune_thresholds
@@ -13,15 +23,23 @@ __all__ = [
     "MULTILABEL_METRICS",
     "WISE_FT_ALPHAS",
     "Blend",
+    "Calibration",
     "EvalResult",
     "LabelledBatch",
     "Predictions",
+    "ReliabilityBin",
+    "calibrate",
     "check_output",
+    "expected_calibration_error",
+    "fit_temperature",
     "greedy_blend",
     "mean_interval",
     "note_opening",
     "num_openings",
     "opening_lines",
+    "reliability_bins",
+    "remeasured",
+    "rescale",
     "score",
     "tune_thresholds",
     "wise_ft_blend",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from vit_finetune.common.files import atomic_file, write_json
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.corruptions import corruption_lines
-from vit_finetune.evaluation import EvalResult, note_opening, opening_lines, write_evaluation
+from vit_finetune.evaluation import Calibration, EvalResult, note_opening, opening_lines, remeasured, write_evaluation
 from vit_finetune.ladder.decisions import Decision
 from vit_finetune.ladder.rungs import rung_dir
 from vit_finetune.models import Backbone
@@ -69,7 +69,7 @@ def finish(
         accelerator: of the run.
         best: the rung that the model is of.
         rows: all rungs.
-        console: told of corrupted pictures, if the recipe has them scored.
+        console: told of corrupted pictures.
 
     Returns:
         The network on the CPU, the figures, and the step of the rung's run that it is of.
@@ -77,10 +77,11 @@ def finish(
     run_dir = Path(config.run.dir)
     rung = rung_dir(run_dir, best.rung)
     figures: dict[str, Any] = json.loads((rung / "metrics.json").read_text(encoding="utf-8"))
-    best_step = int(figures.get("best_step") or 0)
+    best_step, calibration = int(figures.get("best_step") or 0), _calibration_of(figures)
     predictor = Predictor(run_dir / "model", device=accelerator.device.type)
 
     def work() -> dict[str, float]:
+        nonlocal calibration
         metrics, counted = best.metrics or {}, {name: figures[name] for name in ("num_samples", "per_class")}
         if splits.test is None:
             with atomic_file(run_dir / PREDICTIONS) as temporary:
@@ -91,6 +92,7 @@ def finish(
             write_predictions_of(splits.test, result, run_dir / PREDICTIONS, split="test", splits=splits)
             counted["num_test_openings"] = note_opening(run_dir, command="train", metrics=metrics)
             console.say(*opening_lines(run_dir))
+            calibration = calibration and remeasured(calibration, result, measured_on="test")
         summary: dict[str, Any] = {
             "split": "val" if splits.test is None else "test",
             **metrics,
@@ -99,6 +101,7 @@ def finish(
             "num_steps": sum(row.decision.num_steps or 0 for row in rows if row.metrics is not None),
             "ladder": [row.to_mapping() for row in rows],
             **counted,
+            "calibration": calibration and asdict(calibration),
         }
         if config.evaluation.corruptions:
             table = evaluate_corrupted(
@@ -111,6 +114,12 @@ def finish(
 
     metrics = on_main(accelerator, work)
     return predictor.model.to("cpu").eval(), metrics, best_step
+
+
+def _calibration_of(figures: Mapping[str, Any]) -> Calibration | None:
+    """Return what a rung fitted on val; a rung of an earlier version has nothing."""
+    fitted = figures.get("calibration")
+    return None if fitted is None else Calibration(**fitted)
 
 
 def write_predictions_of(pictures: ImageSet, result: EvalResult, path: Path, *, split: str, splits: Splits) -> None:
