@@ -23,6 +23,7 @@ PACKAGE = ROOT / "vit_finetune"
 # A room is a folder or a module directly below vit_finetune/; it may import itself and what stands here.
 _ROOMS_BELOW = {
     "common": set(),
+    "pages": {"common"},  # style, templates and charts of everything that is written as HTML
     "models": {"common"},
     "weights": {"common", "models"},
     "data": {"common"},
@@ -41,16 +42,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predictor": _ALL_ROOMS | {"pictures"},
     "predict": _ALL_ROOMS | {"pictures", "predictor"},
-    "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict"},
-    "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict"},
+    "report": _ALL_ROOMS | {"pictures", "predict"},
+    "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
+    "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
-    "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "staging"},
+    "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "report", "staging"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "pictures", "predict", "readout_run", "staging"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
-    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
+    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight", "report"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight", "soups", "sweeps"},
+    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight", "report", "soups", "sweeps"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -84,6 +86,7 @@ MAX_SCRIPT_LINES = 60
 
 # A verb joins with its issue, whole.
 VERBS = {"train", "check", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
+VERBS |= {"report", "compare"}
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

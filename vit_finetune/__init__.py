@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vit_finetune.pictures import open_splits
     from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted, picture_batches
     from vit_finetune.preflight import CheckResult, check
+    from vit_finetune.report import Comparison, compare_runs, write_comparison, write_report
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.sweeps import SweepResult, sweep
     from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, save_adapter
@@ -49,6 +50,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "CheckResult",
+    "Comparison",
     "Config",
     "ConversionReport",
     "EvalResult",
@@ -71,6 +73,7 @@ __all__ = [
     "average_checkpoints",
     "average_state_dicts",
     "check",
+    "compare_runs",
     "convert_checkpoint",
     "convert_state_dict",
     "create_model",
@@ -96,7 +99,9 @@ __all__ = [
     "sweep",
     "uniform_soup",
     "wise_ft",
+    "write_comparison",
     "write_demo_digits",
+    "write_report",
 ]
 
 # The room that each public name lives in; the imports above say the same to type checkers, and a test compares them.
@@ -112,6 +117,7 @@ _ROOMS = {
     "pictures": ("open_splits",),
     "predict": ("Predictor", "evaluate", "evaluate_corrupted", "picture_batches"),
     "preflight": ("CheckResult", "check"),
+    "report": ("Comparison", "compare_runs", "write_comparison", "write_report"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "sweeps": ("SweepResult", "sweep"),
     "tuning": ("add_lora", "apply_tuning", "merge_lora", "save_adapter"),

@@ -43,6 +43,7 @@ from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import open_splits
 from vit_finetune.readout_run import run_readout
+from vit_finetune.report import report_at_end
 from vit_finetune.staging import Staging
 from vit_finetune.training import (
     FitOptions,
@@ -274,11 +275,11 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         write_json(run_dir / "metrics.json", summary)
 
     on_main(accelerator, write)
+    about_report = on_main(accelerator, lambda: report_at_end(config, splits))
     end_run(accelerator)
     if corrupted is not None:
         console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, plan.metric)))
-    console.say(*feeder.lines())
-    console.say(*opening_lines(run_dir))
+    console.say(*feeder.lines(), *opening_lines(run_dir), *about_report)
     console.say(
         *end_screen(
             run_dir, finished.metrics, best_step=best_step, split=final_split, blend=blend, calibration=calibration

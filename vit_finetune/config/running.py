@@ -63,6 +63,9 @@ class RunConfig(Section):
     """Experiment trackers that get the figures of metrics.jsonl, through Accelerate."""
     log_every_steps: PositiveInt = 1
     """Training figures are written to metrics.jsonl every so many steps."""
+    report: Literal["auto", "off"] = "auto"
+    """auto: at the end report.html is written into the run's folder, one page that needs nothing else. A report that
+    cannot be written is told of and fails nothing. Rungs of a budget and trials of a sweep have none of their own."""
     check: Literal["quick", "off"] = "quick"
     """What the command `train` does with the data before it starts: quick reads every file and looks at names, headers,
     copies and classes, stops at what training would stop at and says the rest."""

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from vit_finetune.common.files import atomic_folder, write_json
+from vit_finetune.common.layout import rung_dir
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.evaluation import Blend, calibrate, greedy_blend, wise_ft_blend
 from vit_finetune.export import export_model_folder
-from vit_finetune.ladder.rungs import rung_dir
 from vit_finetune.ladder.telling import PREDICTIONS, Row, write_predictions_of
 from vit_finetune.predict import Predictor, evaluate
 from vit_finetune.training import on_main

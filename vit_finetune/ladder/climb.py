@@ -20,6 +20,7 @@ from vit_finetune.common.durations import duration_text
 from vit_finetune.common.errors import RequestError, WorkError
 from vit_finetune.common.figures import is_better
 from vit_finetune.common.files import atomic_folder
+from vit_finetune.common.layout import rung_dir
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.ladder.blending import blend
@@ -27,7 +28,7 @@ from vit_finetune.ladder.deciding import Situation, decide
 from vit_finetune.ladder.decisions import RUN, Decision, Log
 from vit_finetune.ladder.opening import checked_budget, open_run, settled_precision
 from vit_finetune.ladder.pace import PILOT_STEPS, Pace, pilot_splits, read_pilot
-from vit_finetune.ladder.rungs import BLEND, RUNGS, TRAINING, Rung, rung_config, rung_dir
+from vit_finetune.ladder.rungs import BLEND, RUNGS, TRAINING, Rung, rung_config
 from vit_finetune.ladder.telling import Row, finish, table
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import open_splits

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vit_finetune.common.layout import rung_dir
 from vit_finetune.config import FOR_NETWORKS, Config, TrainConfig
 from vit_finetune.ladder.decisions import Decision, Log
 
@@ -123,11 +124,6 @@ RUNGS = (
 )
 
 
-def rung_dir(run_dir: Path, name: str) -> Path:
-    """Return the folder of a rung in a run's folder."""
-    return run_dir / "rungs" / name
-
-
 def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Config:
     """Return the configuration of the run that a rung is.
 
@@ -142,7 +138,7 @@ def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Con
     steps = decision.num_steps or 1
     own: dict[str, Mapping[str, Any]] = {
         "train": {"budget": None, "steps": steps, "mixed_precision": log.mixed_precision},
-        "run": {"dir": str(rung_dir(run_dir, rung.name)), "num_threads": log.num_threads},
+        "run": {"dir": str(rung_dir(run_dir, rung.name)), "num_threads": log.num_threads, "report": "off"},
         "evaluation": {"corruptions": False},  # of the best rung's model alone, at the end
         "checkpoint": {"keep_last": 1, "every_minutes": config.checkpoint.every_minutes or _SAVE_EVERY_MINUTES},
     }

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from vit_finetune.common.durations import duration_text
 from vit_finetune.common.files import atomic_file, write_json
+from vit_finetune.common.layout import rung_dir
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.evaluation import Calibration, EvalResult, note_opening, opening_lines, remeasured, write_evaluation
 from vit_finetune.ladder.decisions import Decision
-from vit_finetune.ladder.rungs import rung_dir
 from vit_finetune.models import Backbone
 from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted
+from vit_finetune.report import report_at_end
 from vit_finetune.training import RunConsole, on_main
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ def finish(
     rows: Sequence[Row],
     console: RunConsole,
 ) -> tuple[Backbone, dict[str, float], int]:
-    """Score `model/` on the test split, or take over the rung's figures on val; write predictions and metrics.json.
+    """Score `model/` on the test split, or take over the rung's figures on val; write predictions, figures, report.
 
     Args:
         config: of the run.
@@ -69,7 +70,7 @@ def finish(
         accelerator: of the run.
         best: the rung that the model is of.
         rows: all rungs.
-        console: told of corrupted pictures.
+        console: told of corrupted pictures, of openings of the test split, and of the report.
 
     Returns:
         The network on the CPU, the figures, and the step of the rung's run that it is of.
@@ -113,6 +114,7 @@ def finish(
         return metrics
 
     metrics = on_main(accelerator, work)
+    console.say(*on_main(accelerator, lambda: report_at_end(config, splits)))
     return predictor.model.to("cpu").eval(), metrics, best_step
 
 

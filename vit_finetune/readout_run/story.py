@@ -40,6 +40,7 @@ from vit_finetune.readout_run.outcome import (
 )
 from vit_finetune.readout_run.planning import ReadoutPlan
 from vit_finetune.readout_run.tables import feature_tables
+from vit_finetune.report import report_at_end
 from vit_finetune.training import RunConsole, check_run_folder, end_run, on_main, set_threads, start_accelerator
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.readout import Trial, best_of, search_readout
@@ -105,8 +106,9 @@ def run_readout(
     work = partial(_choose_and_write, settled, model, preprocess, splits, plan=plan, tables=tables)
     note = on_main(accelerator, partial(work, console=console, clock=clock))
     finished = finished_run(run_dir)
+    about_report = on_main(accelerator, lambda: report_at_end(config, splits))
     end_run(accelerator)
-    console.say(*end_screen(finished, note))
+    console.say(*about_report, *end_screen(finished, note))
     return finished
 
 

@@ -161,7 +161,7 @@ def trial_config(config: Config, values: Mapping[str, Any], *, run_dir: str) -> 
     try:
         for key, value in values.items():
             apply_override(plain, f"{key}={json.dumps(value)}")
-        plain["run"]["dir"] = run_dir
+        plain["run"] |= {"dir": run_dir, "report": "off"}
         plain["data"]["test_split"] = None
         return Config.load(plain)
     except RequestError as error:
