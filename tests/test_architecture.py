@@ -71,7 +71,7 @@ NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "u
 PURE_CALLS = {
     *("Path", "dict", "dict.fromkeys", "frozenset", "list", "range", "set", "sorted", "str", "tuple", "zip"),
     *("NamedTuple", "NewType", "ParamSpec", "TypeVar", "MappingProxyType", "get_args", "namedtuple", "partial"),
-    *("BeforeValidator", "ConfigDict", "Field", "PrivateAttr", "field", "replace"),
+    *("BeforeValidator", "ConfigDict", "Field", "PlainSerializer", "PrivateAttr", "WrapValidator", "field", "replace"),
     *("logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
     "StrEnum",
 }

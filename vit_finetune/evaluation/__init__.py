@@ -1,7 +1,7 @@
 """How good a model is: exact figures, every picture counted once at any number of processes."""
 
 from vit_finetune.evaluation.intervals import mean_interval
-from vit_finetune.evaluation.metrics import METRICS, score
+from vit_finetune.evaluation.metrics import METRICS, register_metric, score
 from vit_finetune.evaluation.multilabel import MULTILABEL_METRICS, tune_thresholds
 from vit_finetune.evaluation.outputs import EvalResult, LabelledBatch
 from vit_finetune.evaluation.predictions import Predictions, check_output, write_evaluation, write_predictions
@@ -18,6 +18,7 @@ __all__ = [
     "check_output",
     "greedy_blend",
     "mean_interval",
+    "register_metric",
     "score",
     "tune_thresholds",
     "wise_ft_blend",
