@@ -50,7 +50,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "pictures", "predict", "readout_run", "staging"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
-    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight", "report"},
+    "migration": {"common", "config", "models", "recipe"},  # other trainers' arguments as recipes
+    "doctor": {"common", "weights"},  # what this installation can do
+    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight", "report", "migration", "doctor"},
     "__main__": {"cli"},
     "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight", "report", "soups", "sweeps"},
 }
@@ -72,12 +74,15 @@ NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "u
 PURE_CALLS = {
     *("Path", "dict", "dict.fromkeys", "frozenset", "list", "range", "set", "sorted", "str", "tuple", "zip"),
     *("NamedTuple", "NewType", "ParamSpec", "TypeVar", "MappingProxyType", "get_args", "namedtuple", "partial"),
-    *("BeforeValidator", "ConfigDict", "Field", "PrivateAttr", "field", "replace"),
+    *("BeforeValidator", "ConfigDict", "Field", "PlainSerializer", "PrivateAttr", "WrapValidator", "field", "replace"),
     *("logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
     "StrEnum",
 }
 PURE_METHODS = {"items", "split", "keys", "values", "join"}
-TOP_LEVEL_EXCEPTIONS = {("__init__", "sys.modules[__name__].__class__ = _Package")}
+TOP_LEVEL_EXCEPTIONS = {
+    ("__init__", "sys.modules[__name__].__class__ = _Package"),
+    ("cli.starting", "app.add_typer(recipes, name='recipes')"),
+}
 
 MAX_MODULE_LINES = 300
 MAX_FUNCTION_LINES = 60
@@ -85,8 +90,10 @@ LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a 
 MAX_SCRIPT_LINES = 60
 
 # A verb joins with its issue, whole.
-VERBS = {"train", "check", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
-VERBS |= {"report", "compare"}
+VERBS = {
+    *("train", "check", "sweep", "evaluate", "predict", "report", "compare"),
+    *("inspect", "convert", "models", "recipes", "doctor", "completion"),
+}
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

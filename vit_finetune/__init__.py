@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vit_finetune.common.preprocess import PreprocessSpec
     from vit_finetune.config import Config
     from vit_finetune.data import Splits, k_folds, load_splits, splits_from, write_demo_digits
-    from vit_finetune.evaluation import EvalResult, Predictions, mean_interval
+    from vit_finetune.evaluation import EvalResult, Predictions, mean_interval, register_metric
     from vit_finetune.export import export_model_folder
     from vit_finetune.finetune import RunResult, finetune
     from vit_finetune.models import (
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vit_finetune.report import Comparison, compare_runs, write_comparison, write_report
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.sweeps import SweepResult, sweep
-    from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, save_adapter
+    from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, register_tuning_mode, save_adapter
     from vit_finetune.weights import (
         ConversionReport,
         LoadReport,
@@ -93,6 +93,8 @@ __all__ = [
     "merge_lora",
     "open_splits",
     "picture_batches",
+    "register_metric",
+    "register_tuning_mode",
     "replace_head",
     "save_adapter",
     "splits_from",
@@ -110,7 +112,7 @@ _ROOMS = {
     "common.preprocess": ("PreprocessSpec",),
     "config": ("Config",),
     "data": ("Splits", "k_folds", "load_splits", "splits_from", "write_demo_digits"),
-    "evaluation": ("EvalResult", "Predictions", "mean_interval"),
+    "evaluation": ("EvalResult", "Predictions", "mean_interval", "register_metric"),
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
@@ -120,7 +122,7 @@ _ROOMS = {
     "report": ("Comparison", "compare_runs", "write_comparison", "write_report"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "sweeps": ("SweepResult", "sweep"),
-    "tuning": ("add_lora", "apply_tuning", "merge_lora", "save_adapter"),
+    "tuning": ("add_lora", "apply_tuning", "merge_lora", "register_tuning_mode", "save_adapter"),
     "weights": (
         "ConversionReport",
         "LoadReport",

@@ -80,11 +80,20 @@ def copy_shipped(name: str, dst: Path | None = None, *, overwrite: bool = False)
     target = dst or Path()
     if target.is_dir():
         target /= source.name
-    if target.exists() and not overwrite:
-        raise RequestError(f"{target} exists already; give another place or --overwrite")
+    refuse_to_replace(target, overwrite=overwrite)
     lines = source.read_text(encoding="utf-8").splitlines(keepends=True)
     write_text(target, "".join(line for line in lines if not line.startswith(_SCHEMA_LINE)))
     return target
+
+
+def refuse_to_replace(target: Path, *, overwrite: bool) -> None:
+    """Refuse to write over a file unasked.
+
+    Raises:
+        RequestError: `target` exists and is not to be replaced.
+    """
+    if target.exists() and not overwrite:
+        raise RequestError(f"{target} exists already; give another place or --overwrite")
 
 
 def _files(pattern: str) -> list[tuple[Path, Path]]:

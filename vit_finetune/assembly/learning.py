@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from vit_finetune.common.additions import ADDED_METRICS
 from vit_finetune.common.errors import RequestError
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
@@ -39,7 +40,7 @@ def settle_metric(config: Config, splits: Splits) -> tuple[Config, list[str]]:
                 f"metric   macro_accuracy chooses the best: the largest class has {ratio:.1f} times the training "
                 "pictures of the smallest (evaluation.metric: accuracy counts every picture alike)"
             ]
-    known = MULTILABEL_METRICS if config.train.task == MULTILABEL else METRICS
+    known = MULTILABEL_METRICS if config.train.task == MULTILABEL else (*METRICS, *ADDED_METRICS)
     if metric not in known:
         raise RequestError(
             f"evaluation.metric {metric} is not for train.task {config.train.task}; use one of {', '.join(known)}"

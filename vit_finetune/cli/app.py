@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from vit_finetune.common.errors import RunStopped, VitFinetuneError
+
+PROGRAM = "vit-finetune"
+COMPLETE_VARIABLE = "_VIT_FINETUNE_COMPLETE"  # the shell's script sets it and asks the program what may follow
 
 app = typer.Typer(
     help="From any pretrained ViT checkpoint to a classifier for your own images.",
@@ -31,8 +35,12 @@ def told(message: str, exit_code: int) -> str:
 
 def main() -> None:
     """Run the command line; errors meant for people are one line on stderr and an exit code."""
+    if COMPLETE_VARIABLE in os.environ:
+        from typer.completion import completion_init
+
+        completion_init()  # typer's readers of what the shell passes; without its two options in every --help
     try:
-        app()
+        app(prog_name=PROGRAM if COMPLETE_VARIABLE in os.environ else None)
     except VitFinetuneError as error:
         from vit_finetune.training.launch import report_failure
 

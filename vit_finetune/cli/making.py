@@ -1,4 +1,4 @@
-"""Verbs that make models, and what there is to start from: train, sweep, recipes."""
+"""Verbs that make models: train, check, sweep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import typer
 from vit_finetune.cli.app import Overwrite, app, told
 from vit_finetune.common.errors import RequestError
 
-RecipesAction = StrEnum("RecipesAction", ["LIST", "SHOW", "COPY"])
 CheckLevel = StrEnum("CheckLevel", ["QUICK", "FULL"])
 
 
@@ -135,30 +134,3 @@ def sweep(
         resume=resume,
         overwrite=overwrite,
     )
-
-
-@app.command()
-def recipes(
-    action: Annotated[RecipesAction, typer.Argument()] = RecipesAction.LIST,
-    name: Annotated[str, typer.Argument(help="For show and copy: a name that list prints.")] = "",
-    dst: Annotated[Path | None, typer.Argument(metavar="[DEST]", help="For copy: a file or a folder.")] = None,
-    *,
-    resolved: Annotated[bool, typer.Option("--resolved", help="Show a preset with all keys that it inherits.")] = False,
-    overwrite: Overwrite = False,
-) -> None:
-    """List the recipes and scripts that ship with the package, show one, or copy one to edit it.
-
-    Example: vit-finetune recipes copy vit_paper/cifar10 mine.yaml
-    """
-    from vit_finetune import shipped
-
-    if action is RecipesAction.LIST:
-        print("\n".join(shipped.listing()))
-    elif action is RecipesAction.COPY:
-        print(shipped.copy_shipped(name, dst, overwrite=overwrite))
-    elif resolved:
-        from vit_finetune.recipe import read_recipe, write_yaml
-
-        print(write_yaml(read_recipe(shipped.find_shipped(name))), end="")
-    else:
-        print(shipped.find_shipped(name).read_text(encoding="utf-8"), end="")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, PlainSerializer, WrapValidator
 
+from vit_finetune.common.additions import ADDED_METRICS, ADDED_TUNING_MODES
 from vit_finetune.common.durations import seconds_of
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -29,3 +31,17 @@ def _duration(value: object) -> object:
 
 
 Duration = Annotated[str, BeforeValidator(_duration)]
+
+
+def _or_one_of(added: Mapping[str, object]) -> WrapValidator:
+    """Let a name through that was added, and leave every other value to the type."""
+
+    def check(value: Any, handler: Callable[[Any], Any]) -> Any:
+        return value if isinstance(value, str) and value in added else handler(value)
+
+    return WrapValidator(check)
+
+
+OR_ADDED_MODE = _or_one_of(ADDED_TUNING_MODES)
+OR_ADDED_METRIC = _or_one_of(ADDED_METRICS)
+AS_TEXT = PlainSerializer(str, return_type=str)  # pydantic warns of a value that is none of a Literal's

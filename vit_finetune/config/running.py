@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from vit_finetune.config.kinds import PositiveFloat, PositiveInt
+from vit_finetune.config.kinds import AS_TEXT, OR_ADDED_METRIC, PositiveFloat, PositiveInt
 from vit_finetune.recipe import Section
 
 
@@ -17,8 +17,10 @@ class EvaluationConfig(Section):
     """Evaluate every so many steps. Give steps, epochs or neither (once an epoch)."""
     every_epochs: PositiveFloat | None = None
     """Evaluate every so many passes over the training pictures."""
-    metric: Literal[
-        "auto", "accuracy", "macro_accuracy", "macro_f1", "micro_f1", "mean_average_precision", "top5", "loss"
+    metric: Annotated[
+        Literal["auto", "accuracy", "macro_accuracy", "macro_f1", "micro_f1", "mean_average_precision", "top5", "loss"],
+        OR_ADDED_METRIC,
+        AS_TEXT,
     ] = "auto"
     """The figure of the val split that chooses the best checkpoint. auto: accuracy; macro_accuracy where the largest
     training class has three times the pictures of the smallest; mean_average_precision for several classes a picture

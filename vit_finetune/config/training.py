@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vit_finetune.common.sizes import parse_size
-from vit_finetune.config.kinds import Duration, Fraction, PositiveFloat, PositiveInt, Rate
+from vit_finetune.config.kinds import AS_TEXT, OR_ADDED_MODE, Duration, Fraction, PositiveFloat, PositiveInt, Rate
 from vit_finetune.recipe import Section
 
 
@@ -29,8 +29,10 @@ class LoraConfig(Section):
 class TuningConfig(Section):
     """Which parameters train."""
 
-    mode: Literal[
-        "full", "linear_probe", "last_n", "bias", "norm", "attention", "lora", "lp_ft", "gradual", "readout"
+    mode: Annotated[
+        Literal["full", "linear_probe", "last_n", "bias", "norm", "attention", "lora", "lp_ft", "gradual", "readout"],
+        OR_ADDED_MODE,
+        AS_TEXT,
     ] = "full"
     """full: all; linear_probe: the head; last_n: the head, the final norm and the last `num_blocks` blocks; bias, norm:
     the head and all biases or norms; attention: the head, attention and positions; lora: the head and adapters;

@@ -11,7 +11,7 @@ from vit_finetune.evaluation.calibration import (
     rescale,
 )
 from vit_finetune.evaluation.intervals import mean_interval
-from vit_finetune.evaluation.metrics import METRICS, score
+from vit_finetune.evaluation.metrics import METRICS, register_metric, score
 from vit_finetune.evaluation.multilabel import MULTILABEL_METRICS, tune_thresholds
 from vit_finetune.evaluation.openings import note_opening, num_openings, opening_lines
 from vit_finetune.evaluation.outputs import EvalResult, LabelledBatch
@@ -37,6 +37,7 @@ __all__ = [
     "note_opening",
     "num_openings",
     "opening_lines",
+    "register_metric",
     "reliability_bins",
     "remeasured",
     "rescale",

@@ -15,13 +15,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vit_finetune.evaluation.multilabel import f1, score_multilabel
+from vit_finetune.common.additions import ADDED_METRICS, Metric, add
+from vit_finetune.evaluation.multilabel import MULTILABEL_METRICS, f1, score_multilabel
 from vit_finetune.evaluation.outputs import EvalResult, LabelledBatch, check_count, gathered, outputs
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 METRICS = ("accuracy", "macro_accuracy", "macro_f1", "top5", "loss")
+
+
+def register_metric(name: str, measure: Metric) -> None:
+    """Add a figure to every evaluation of one class a picture, and a value of `evaluation.metric`, for this process.
+
+    Args:
+        name: a Python name that no figure of the package has.
+        measure: from labels [n] and probabilities [n, K] of a whole split, in its order, to a figure of which more is
+            better. Every process calls it.
+
+    Raises:
+        RequestError: the name is none, or taken.
+    """
+    add(ADDED_METRICS, name, measure, kind="metric", own=(*METRICS, *MULTILABEL_METRICS))
 
 
 def ranks(logits: Tensor, labels: Tensor) -> Tensor:
@@ -94,13 +109,18 @@ def score(
         guesses = torch.from_numpy(logits.cpu().numpy().argmax(axis=1))  # the first of equals, as `ranks` counts
         counts[3] += torch.bincount(guesses, minlength=num_classes)
         loss_sum += functional.cross_entropy(logits, labels, reduction="none").cpu().double().sum()
-        if keep_predictions:
+        if keep_predictions or ADDED_METRICS:
             kept.append((batch.indices.numpy(), batch.labels.numpy(), logits.softmax(dim=1).cpu().numpy()))
     if accelerator is not None and accelerator.num_processes > 1:
         counts = accelerator.reduce(counts.to(place), reduction="sum").cpu()
         loss_sum = accelerator.reduce(loss_sum.to(place), reduction="sum").cpu()
     check_count(int(counts[0].sum()), num_expected)
-    return _result(counts.numpy(), float(loss_sum), class_names, gathered(kept, accelerator))
+    predictions = gathered(kept, accelerator) if keep_predictions or ADDED_METRICS else None
+    result = _result(counts.numpy(), float(loss_sum), class_names, predictions if keep_predictions else None)
+    if predictions is not None:
+        _, true, probabilities = predictions
+        result.metrics.update({name: float(measure(true, probabilities)) for name, measure in ADDED_METRICS.items()})
+    return result
 
 
 def _result(

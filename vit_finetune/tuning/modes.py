@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 
 from torch import nn
 
+from vit_finetune.common.additions import ADDED_TUNING_MODES, TuningMode, add
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.models import Backbone
@@ -21,6 +22,23 @@ from vit_finetune.models import Backbone
 MODES = ("full", "linear_probe", "last_n", "bias", "norm", "attention", "lora")
 # Parts without parameters of their own (rotary ones excepted) that disturb what the first block sees.
 _INPUT_NOISE = ("pos_drop", "patch_drop", "rope")
+
+
+# Of a recipe's tuning.mode: rows of these modes, and what trains nothing in the network.
+_OF_RECIPES = ("lp_ft", "gradual", "readout")
+
+
+def register_tuning_mode(name: str, choose: TuningMode) -> None:
+    """Add a value of `tuning.mode`, for this process.
+
+    Args:
+        name: a Python name that no mode of the package has.
+        choose: from the network with its new head to the names of the parameters that train.
+
+    Raises:
+        RequestError: the name is none, or taken.
+    """
+    add(ADDED_TUNING_MODES, name, choose, kind="tuning mode", own=(*MODES, *_OF_RECIPES))
 
 
 @dataclass(frozen=True)
@@ -124,14 +142,15 @@ def _trained_names(
 
 def _of_mode(model: Backbone, mode: str, num_blocks: int | None) -> set[str]:
     """Return what a mode trains without patterns."""
-    if mode not in MODES:
-        raise RequestError(f"tuning.mode {mode!r} is not one of {', '.join(MODES)}{did_you_mean(mode, MODES)}")
+    known = (*MODES, *ADDED_TUNING_MODES)
+    if mode not in known:
+        raise RequestError(f"tuning.mode {mode!r} is not one of {', '.join(known)}{did_you_mean(mode, known)}")
     names = [name for name, _ in model.named_parameters()]
+    if mode in ADDED_TUNING_MODES:
+        return _of_added(mode, model, names)
     head = {name for name in names if name.startswith("head.")}
-    if mode == "full":
-        return set(names)
-    if mode == "linear_probe":
-        return head
+    if mode in ("full", "linear_probe"):
+        return set(names) if mode == "full" else head
     if mode == "last_n":
         depth = model.config.depth
         if num_blocks is None or not 1 <= num_blocks <= depth:
@@ -143,6 +162,20 @@ def _of_mode(model: Backbone, mode: str, num_blocks: int | None) -> set[str]:
     if mode == "norm":
         return head | _norms(model)
     return head | (_attention(names) if mode == "attention" else _adapters(names))
+
+
+def _of_added(mode: str, model: Backbone, names: Sequence[str]) -> set[str]:
+    """Return what a mode of the program's own trains.
+
+    Raises:
+        RequestError: it names what the network does not have.
+    """
+    chosen = set(ADDED_TUNING_MODES[mode](model))
+    strange = sorted(chosen - set(names))
+    if strange:
+        hint = did_you_mean(strange[0], names)
+        raise RequestError(f"tuning.mode {mode} names {strange[0]!r}, which this network does not have{hint}")
+    return chosen
 
 
 def _norms(model: Backbone) -> set[str]:
