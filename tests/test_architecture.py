@@ -85,7 +85,7 @@ TOP_LEVEL_EXCEPTIONS = {
 }
 
 MAX_MODULE_LINES = 300
-MAX_FUNCTION_LINES = 60
+MAX_FUNCTION_LINES = 50  # a screen of code; what documents a function is not counted
 LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a run
 MAX_SCRIPT_LINES = 60
 
@@ -319,13 +319,19 @@ def test_size__modules() -> None:
     assert not long, f"modules over {MAX_MODULE_LINES} lines: {long}"
 
 
+def length(node: ast.stmt) -> int:
+    """Return how many lines a statement has."""
+    return (node.end_lineno or node.lineno) - node.lineno + 1
+
+
 def test_size__functions() -> None:
-    """No function is longer than 60 lines, `finetune()` excepted."""
+    """No function has more than 50 lines beside its documentation, `finetune()` excepted."""
     long = {}
     for module in modules():
         for node in ast.walk(module.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                lines = (node.end_lineno or node.lineno) - node.lineno + 1
+                documented = node.body[0] if ast.get_docstring(node) is not None else None
+                lines = length(node) - (0 if documented is None else length(documented))
                 if lines > MAX_FUNCTION_LINES and f"{module.name}.{node.name}" not in LONG_FUNCTIONS:
                     long[f"{module.name}.{node.name}"] = lines
     assert not long, f"functions over {MAX_FUNCTION_LINES} lines: {long}"
