@@ -66,9 +66,12 @@ def expected(root: Path, tmp_path_factory: pytest.TempPathFactory) -> list[float
     return losses(run_dir)
 
 
-def test_run__weight_two_is_the_picture_twice(root: Path, expected: list[float], tmp_path: Path) -> None:
+@pytest.mark.parametrize("cache", ["off", "decoded"])
+def test_run__weight_two_is_the_picture_twice(root: Path, expected: list[float], cache: str, tmp_path: Path) -> None:
     """Weights 2 and 0 train as the picture twice and no picture, though a skipped one of weight 5 is in the batch."""
-    finetune(weighted(root, tmp_path / "run"))
+    config = weighted(root, tmp_path / "run")
+    config["data"] |= {"cache": cache, "cache_dir": str(tmp_path / "cache")}
+    finetune(config)
     assert losses(tmp_path / "run") == pytest.approx(expected, abs=2e-5)
     assert len(set(expected)) > 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -341,3 +342,27 @@ def test_train_batches__skip_bad_is_not_for_a_failing_disk(images: ImageSet, mon
     monkeypatch.setattr(Path, "read_bytes", fail)
     with pytest.raises(RequestError, match="Input/output error"):
         steps(images, skip_bad=True)
+
+
+def test_train_batches__bytes_are_stacked_as_they_lie(images: ImageSet) -> None:
+    """A batch of quickly resized bytes holds each picture's own transform, channels side by side."""
+    quick = build_train_transform(SPEC, resizer="torch", as_bytes=True)
+    sizes = {"seed": 3, "global_batch_size": 6, "per_device_batch_size": 4, "start_step": 0, "num_steps": 1}
+    for batch in next(train_batches(images, quick, **sizes)):
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+        for row, index in enumerate(batch.indices.tolist()):
+            alone = apply_seeded(quick, images.load(index), derive_seed(3, "augment", 0, index))
+            assert torch.equal(batch.images[row], alone)
+
+
+@pytest.mark.parametrize("weights", [[0.5, 2, 0, 1, 3, 1, 1, 4, 0.25, 1, 2], [0.0] * 10 + [1]])
+def test_train_batches__weights_have_a_mean_of_one_over_the_ranks(images: ImageSet, weights: list[float]) -> None:
+    """The weights of a global batch keep their ratios, and their mean over all ranks is 1, or all are 0."""
+    given = torch.tensor(weights, dtype=torch.float64)
+    weighted = replace(images, weights=given.numpy())
+    ranks = [steps(weighted, rank=rank, world_size=2) for rank in range(2)]
+    for step in zip(*ranks, strict=True):
+        batches = [batch for part in step for batch in part]
+        found = torch.cat([batch.weights for batch in batches if batch.weights is not None])
+        expected = given[torch.cat([batch.indices for batch in batches])]
+        torch.testing.assert_close(found, expected / expected.mean() if expected.any() else expected)

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
-from vit_finetune.data.pixels import CropOfBytes, Normalise, ToImage, ToTensor, resized
+from vit_finetune.data.pixels import CropOfBytes, FlipOfBytes, Normalise, ToImage, ToTensor, resized
 from vit_finetune.data.transforms import apply_seeded, build_eval_crop, build_eval_rest, build_eval_transform
 from vit_finetune.data.transforms import build_train_transform as train_transform
 
@@ -38,6 +38,19 @@ def test_crop_of_bytes__draws_and_resizes_as_torchvision() -> None:
         expected = theirs(image)
         torch.manual_seed(seed)
         assert torch.equal(ours(image), expected)
+
+
+@pytest.mark.parametrize(("dim", "theirs"), [(-1, v2.RandomHorizontalFlip), (-2, v2.RandomVerticalFlip)])
+def test_flip_of_bytes__draws_as_torchvision(dim: int, theirs: type[torch.nn.Module]) -> None:
+    """With each seed what torchvision mirrors is mirrored, and nothing else."""
+    image, mirrored = ToTensor()(photo(3, 6, 5)), 0
+    for seed in range(20):
+        torch.manual_seed(seed)
+        expected = theirs(0.3)(image)
+        torch.manual_seed(seed)
+        assert torch.equal(FlipOfBytes(0.3, dim)(image), expected)
+        mirrored += not torch.equal(expected, image)
+    assert 0 < mirrored < 20
 
 
 def test_resized__is_pillow_up_to_rounding() -> None:

@@ -102,12 +102,18 @@ def test_finetune__a_time_limit_needs_steps(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "processes"), [(signal.SIGTERM, 1), (signal.SIGINT, 2)])
-def test_train__stopped_by_a_signal_and_resumed(tmp_path: Path, number: int, processes: int) -> None:
-    """The command exits with 3 and one line once the run is saved; resumed, it ends byte for byte as undisturbed."""
+@pytest.mark.parametrize(
+    ("number", "processes", "workers"),
+    [(signal.SIGTERM, 1, 0), (signal.SIGINT, 2, 0), (signal.SIGINT, 1, 2)],
+)
+def test_train__stopped_by_a_signal_and_resumed(tmp_path: Path, number: int, processes: int, workers: int) -> None:
+    """The command exits with 3 and one line once the run is saved; resumed, it ends byte for byte as undisturbed.
+
+    With workers the signal goes to all of them too, as a terminal's Ctrl-C and a batch system's signals do.
+    """
     root = make_pictures(tmp_path / "pictures", train=6, val=2)
     train = {"steps": 24, "global_batch_size": 6, "per_device_batch_size": 2}
-    options = {"train": train, "evaluation": {"every_steps": 24}}
+    options = {"train": train, "evaluation": {"every_steps": 24}, "data": {"num_workers": workers}}
     recipes = {name: tmp_path / f"{name}.yaml" for name in ("whole", "stopped")}
     for name, path in recipes.items():
         path.write_text(yaml.safe_dump(tiny_config(root, tmp_path / name, **options)))
@@ -117,12 +123,17 @@ def test_train__stopped_by_a_signal_and_resumed(tmp_path: Path, number: int, pro
         return [sys.executable, "-m", "vit_finetune", "train", str(recipes[name]), *flags]
 
     process = subprocess.Popen(
-        command("stopped"), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=ROOT
+        command("stopped"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        start_new_session=True,
     )
     journal, deadline = tmp_path / "stopped" / "metrics.jsonl", time.monotonic() + 120
     while not (journal.is_file() and journal.read_text().count("\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(number)
+    (os.killpg if workers else os.kill)(process.pid, number)
     _, errors = process.communicate(timeout=120)
     assert process.returncode == 3, errors
     assert errors.count(f"stopped by {signal.Signals(number).name} after step") == 1

@@ -93,7 +93,8 @@ class PictureCache(EntryCache):
         if found is None:
             return None
         try:
-            return CachedImages(images.store, images.labels, images.prepare, found[0], groups=images.groups).open()
+            known = {"groups": images.groups, "weights": images.weights}
+            return CachedImages(images.store, images.labels, images.prepare, found[0], **known).open()
         except (OSError, ValueError):  # evicted while we looked
             return None
 

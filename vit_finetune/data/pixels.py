@@ -73,6 +73,24 @@ class CropOfBytes(torch.nn.Module):
         return resized(image[:, top : top + height, left : left + width], self.size, self.interpolation.value)
 
 
+class FlipOfBytes(torch.nn.Module):
+    """torchvision's random flip, with its draw, without its dispatch.
+
+    Args:
+        p: probability.
+        dim: which dimension: -1 mirrors left and right, -2 top and bottom.
+    """
+
+    def __init__(self, p: float, dim: int) -> None:
+        super().__init__()
+        self.p = p
+        self.dim = dim
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the picture [C, H, W], mirrored or as it is."""
+        return image.flip(self.dim) if torch.rand(1) < self.p else image
+
+
 def resized(image: Tensor, size: Sequence[int], interpolation: str) -> Tensor:
     """Resize a picture of bytes, antialiased.
 

@@ -136,7 +136,7 @@ class PreparedImages(ImageSet):
     @classmethod
     def of(cls, images: ImageSet, prepare: Preparation) -> PreparedImages:
         """Return the same pictures, made ready."""
-        return cls(images.store, images.labels, prepare, groups=images.groups)
+        return cls(images.store, images.labels, prepare, groups=images.groups, weights=images.weights)
 
     def picture(self, index: int) -> Picture:
         """Return the picture, made ready.

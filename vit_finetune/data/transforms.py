@@ -23,7 +23,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.data.image_set import Picture
-from vit_finetune.data.pixels import BYTES_INTERPOLATIONS, CropOfBytes, Normalise, ToImage, ToTensor
+from vit_finetune.data.pixels import BYTES_INTERPOLATIONS, CropOfBytes, FlipOfBytes, Normalise, ToImage, ToTensor
 
 Transform = Callable[[Picture], Tensor]
 RESIZERS = ("pil", "torch")
@@ -102,8 +102,7 @@ def build_train_transform(
         ToImage() if resizer == "pil" else ToTensor(),
         *_channels(spec, color_jitter=color_jitter, auto_augment=auto_augment),
         crop(spec.input_size[1:], scale=scale, ratio=ratio, interpolation=interpolation),
-        *([v2.RandomHorizontalFlip(hflip)] if hflip else []),
-        *([v2.RandomVerticalFlip(vflip)] if vflip else []),
+        *_flips(hflip, vflip, of_pillow=resizer == "pil"),
         *_auto_augment(auto_augment, spec),
         *([v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []),
         *_finished(spec, of_pillow=resizer == "pil", as_bytes=as_bytes),
@@ -256,6 +255,12 @@ def _channels(spec: PreprocessSpec, **for_colors: object) -> list[torch.nn.Modul
 def _finished(spec: PreprocessSpec, *, of_pillow: bool, as_bytes: bool) -> list[torch.nn.Module]:
     """Return the steps from a picture of bytes, Pillow's or a tensor, to normalised float32, or to a uint8 tensor."""
     return [*([v2.PILToTensor()] if of_pillow else []), *([] if as_bytes else [Normalise(spec.mean, spec.std)])]
+
+
+def _flips(hflip: float, vflip: float, *, of_pillow: bool) -> list[torch.nn.Module]:
+    """Return the steps that mirror a picture, Pillow's or a tensor."""
+    steps = ((hflip, v2.RandomHorizontalFlip, -1), (vflip, v2.RandomVerticalFlip, -2))
+    return [flip(share) if of_pillow else FlipOfBytes(share, dim) for share, flip, dim in steps if share]
 
 
 def _auto_augment(name: str | None, spec: PreprocessSpec) -> list[torch.nn.Module]:

@@ -26,6 +26,7 @@ from vit_finetune.data.image_set import ImageSet, Picture
 from vit_finetune.data.transforms import Transform, apply_seeded
 
 T = TypeVar("T")
+_ASK_TO_STOP = ("SIGINT", "SIGTERM", "SIGUSR1")  # those that the system knows
 
 
 class Request(NamedTuple):
@@ -116,7 +117,13 @@ class Worker(Dataset[Result | VitFinetuneError]):
             raise
 
     def _stacked(self, pictures: list[Tensor]) -> Tensor:
-        """Return pictures [b, C, H, W]; of none, too, in the shape of any other."""
+        """Return pictures [b, C, H, W]; of none, too, in the shape of any other.
+
+        Those whose channels lie side by side, as quickly resized bytes, are stacked as they lie: turning each would
+        take as long as half its resize, and whoever normalises the batch turns it anyway.
+        """
+        if pictures and not pictures[0].is_contiguous():
+            return torch.stack([picture.permute(1, 2, 0) for picture in pictures]).permute(0, 3, 1, 2)
         if pictures:
             return torch.stack(pictures)
         example = apply_seeded(self.transform, Image.new("RGB", (8, 8)), seed=0)
@@ -148,7 +155,7 @@ def run_workers(
         num_workers=num_workers,
         collate_fn=_unchanged,
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_interrupts,
+        worker_init_fn=_leave_signals,
         generator=torch.Generator(),  # so that torch's default generator is not drawn from
     )
     for result in loader:
@@ -157,9 +164,10 @@ def run_workers(
         yield result
 
 
-def _ignore_interrupts(_worker: int) -> None:
-    """Leave Ctrl-C, which a terminal sends to all processes, to the one that trains: it still needs its batches."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def _leave_signals(_worker: int) -> None:
+    """Leave what a terminal or a batch system sends to all processes to the one that trains: it still needs batches."""
+    for number in (each for each in signal.Signals if each.name in _ASK_TO_STOP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _unchanged(result: Any) -> Any:
