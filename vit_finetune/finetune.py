@@ -60,6 +60,8 @@ from vit_finetune.training import (
 )
 from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.checkpoint import load_checkpoint, load_start, save_start
+from vit_finetune.training.processes import check_shared
+from vit_finetune.training.sharding import check_strategy
 from vit_finetune.training.stopping import StopRequest
 from vit_finetune.tuning import merge_lora, require_peft, save_adapter
 
@@ -136,6 +138,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         run_dir=run_dir,
         deterministic=config.run.deterministic,
     )
+    check_strategy(config.run.strategy, accelerator)
     threads = set_threads(config.run.num_threads)
     console = RunConsole(enabled=accelerator.is_main_process)
     values = config.model_dump(mode="json")
@@ -167,7 +170,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     plan = settle_micro_batch(config, plan, model, accelerator, resuming=resuming)
     about_stage = staging.enter(begin)
     if average is not None:
-        average.to(accelerator.device)
+        staging.place(average.model)
 
     # All of it told and saved before the first step.
     facts = {
@@ -176,6 +179,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         "load_report": report.to_mapping(),
     }
     on_main(accelerator, lambda: open_run_folder(run_dir, config, facts, start, resuming=resuming))
+    check_shared(accelerator, run_dir / "config.yaml")
     console.log_to(run_dir / "run.log")
     place = f"{accelerator.device}, {threads} threads"
     tuned = staging.tuned[plan.stages.index(begin)]
@@ -234,7 +238,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
 
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
-    best = load_checkpoint(run_dir / "checkpoints", best_step)
+    best, model = load_checkpoint(run_dir / "checkpoints", best_step), staging.bare()
     model.load_state_dict(best.average if done.best_is_average and best.average is not None else best.model)
     if config.tuning.lora is not None:  # kept in peft's form, then scored and exported as part of the weights
         on_main(accelerator, lambda: save_adapter(model, run_dir / "adapter", base=report.source))
@@ -245,7 +249,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     corrupted = None
     if config.evaluation.corruptions and pictures is not None:
         corrupted = feeder.score_corrupted(model, pictures, thresholds=thresholds if splits.test is not None else None)
-    model = staging.bare().to("cpu").eval()
+    model = model.to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, done.step)
 
     def write() -> None:

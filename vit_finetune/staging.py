@@ -7,6 +7,7 @@ counters) goes along; new ones start afresh.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -28,13 +29,14 @@ from vit_finetune.training import (
     optimizer_tensors,
     parameter_groups,
 )
+from vit_finetune.training.sharding import is_wanted, shard
 from vit_finetune.tuning import Tuned, apply_tuning, count_tuning
 from vit_finetune.weights import own_memory
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-# Where unwrapping gives back the network as it was; sharding and DeepSpeed change its parameters.
+# Where unwrapping gives back the network as it was; DeepSpeed, say, changes its parameters.
 _UNWRAPS = {"NO", "MULTI_CPU", "MULTI_GPU"}
 
 
@@ -62,6 +64,8 @@ class Staging:
     def __init__(self, config: Config, model: Backbone, plan: TrainPlan, accelerator: Accelerator) -> None:
         self._config, self._model, self._plan, self._accelerator = config, model, plan, accelerator
         self._stage: Stage | None = None
+        self._shards = is_wanted(config.run.strategy)
+        self._kept: Backbone | None = None
         kind = accelerator.distributed_type.value
         if len(plan.stages) > 1 and kind not in _UNWRAPS:
             raise RequestError(f"tuning.mode {config.tuning.mode} has stages, which {kind} does not allow; use full")
@@ -83,7 +87,9 @@ class Staging:
             kept = optimizer_tensors(self.optimizer)
             self._unwrap()
         self.choose(stage)
-        self._model.to(self._accelerator.device)
+        if self._shards:
+            self._kept = copy.deepcopy(self._model)  # sharding has no way back
+        self.place(self._model)
         options = self._config.optimizer
         groups = parameter_groups(
             self._model,
@@ -101,9 +107,22 @@ class Staging:
             eps=options.eps,
         )
         load_optimizer_tensors(optimizer, kept)
-        self.wrapped, self.optimizer = self._accelerator.prepare(self._model, optimizer)
+        if self._shards:  # Accelerate gives the precision; the processes come together in the sharded blocks
+            self.wrapped = self._accelerator.prepare_model(self._model, evaluation_mode=True)
+            self.optimizer = self._accelerator.prepare(optimizer)
+        else:
+            self.wrapped, self.optimizer = self._accelerator.prepare(self._model, optimizer)
         self._stage = stage
         return self._told(stage, groups)
+
+    def place(self, model: Backbone) -> None:
+        """Move a network, or its average, to where it trains: to the device, or in parts to those of all processes."""
+        accelerator = self._accelerator
+        if not self._shards:
+            model.to(accelerator.device)
+            return
+        offload = self._config.run.fsdp_cpu_offload
+        shard(model, device=accelerator.device, mixed_precision=accelerator.mixed_precision, cpu_offload=offload)
 
     def _unwrap(self) -> None:
         """Take the wrapping off and let go of it: DDP listens to gradients as long as it lives."""
@@ -157,7 +176,14 @@ class Staging:
         return progress
 
     def bare(self) -> Backbone:
-        """Return the network without its wrapping."""
+        """Return the network without its wrapping, when all has been trained.
+
+        One that was sharded comes back whole, with the weights that it had before: those of a checkpoint replace them.
+        """
+        if self._kept is not None:
+            del self.wrapped, self.optimizer
+            self._accelerator.free_memory()
+            return self._kept.to(self._accelerator.device)
         bare: Backbone = self._accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
         return bare
 

@@ -170,7 +170,7 @@ def test_micro_batch__size(wanted: int | str, batch: int, processes: int, kind: 
             3,
             4,
             "train.global_batch_size 3 leaves some of 4 processes without a picture; "
-            "give at least 4 or use fewer processes",
+            "give at least 4, or use at most 3 process(es)",
         ),
         (
             64,

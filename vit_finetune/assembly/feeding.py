@@ -40,6 +40,7 @@ from vit_finetune.evaluation import (
 from vit_finetune.evaluation.multilabel import HALF
 from vit_finetune.models import Backbone
 from vit_finetune.training import RunConsole, TrainPlan
+from vit_finetune.training.sharding import in_step
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -170,9 +171,10 @@ class Feeder:
             **self._share(),
         )
         bad: list[BadImage] = []
+        arriving = (self._arriving(batch) for batch in self.skipped.watch(batches, bad))
         return score(
             model,
-            (self._arriving(batch) for batch in self.skipped.watch(batches, bad)),
+            in_step(arriving, model, self.accelerator, image_size=self.preprocess.input_size),
             class_names=self.splits.class_names,
             num_expected=lambda: self.skipped.num_readable(pictures, bad),
             accelerator=self.accelerator,

@@ -14,6 +14,7 @@ from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
 from vit_finetune.training.memory import find_micro_batch
 from vit_finetune.training.micro_batches import remembered_micro_batch, with_micro_batch
 from vit_finetune.training.plan import largest_share
+from vit_finetune.training.sharding import FSDP, is_wanted
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,12 +32,12 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
     schedule, evaluation = config.schedule, config.evaluation
-    processes, kind = accelerator.num_processes, accelerator.device.type
+    processes, shards = accelerator.num_processes, is_wanted(config.run.strategy)
     size = micro_batch(
         train.per_device_batch_size,
         global_batch_size=batch,
         num_processes=processes,
-        device_kind=kind,
+        device_kind=FSDP if shards else accelerator.device.type,
         in_pairs=train.mixes,
     )
     num_steps = train.steps or steps_in(train.epochs or 0, **clock)
@@ -84,7 +85,7 @@ def settle_micro_batch(
     if remembered is not None:
         share = largest_share(plan.global_batch_size, plan.num_processes, in_pairs=config.train.mixes)
         return with_micro_batch(plan, min(remembered, share))
-    if config.train.per_device_batch_size != "auto":
+    if config.train.per_device_batch_size != "auto" or is_wanted(config.run.strategy):
         return plan
     limit = config.train.max_memory
     return find_micro_batch(

@@ -42,15 +42,16 @@ def main() -> None:
     try:
         app(prog_name=PROGRAM if COMPLETE_VARIABLE in os.environ else None)
     except VitFinetuneError as error:
-        from vit_finetune.training.launch import report_failure
+        from vit_finetune.training.launch import report_failure, with_rank
 
         if not report_failure(error):
-            print(told(str(error), error.exit_code), file=sys.stderr)
+            print(told(with_rank(error), error.exit_code), file=sys.stderr)
         sys.exit(error.exit_code)
-    except RuntimeError as error:
-        from vit_finetune.training.launch import launched_by_us, lost_a_peer
+    except Exception as error:
+        from vit_finetune.training.launch import launched_by_us, lost_a_peer, report_failure
 
         if not lost_a_peer(error):
+            report_failure(error)
             raise
         if not launched_by_us():
             print("error: stopped, because another process of this run ended", file=sys.stderr)

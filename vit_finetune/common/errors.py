@@ -8,9 +8,18 @@ from __future__ import annotations
 
 
 class VitFinetuneError(Exception):
-    """Base of every error that is meant for the user rather than for us."""
+    """Base of every error that is meant for the user rather than for us.
+
+    Args:
+        message: what the user reads.
+        is_of_all: all processes of a run raise it together, so that it matters to nobody which one tells of it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "", *, is_of_all: bool = False) -> None:
+        super().__init__(message)
+        self.is_of_all = is_of_all
 
 
 class WorkError(VitFinetuneError, RuntimeError):

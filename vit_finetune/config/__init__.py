@@ -69,6 +69,24 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_can_be_sharded(self) -> Config:
+        if self.run.strategy != "fsdp":
+            return self
+        tuning, train = self.tuning, self.train
+        reasons = {
+            f"tuning.mode {tuning.mode}, whose network is rebuilt or does not train": tuning.mode
+            in ("readout", "lp_ft", "gradual"),
+            "train.budget": train.budget is not None,
+            "train.compile": train.compile,
+            "train.max_memory, since no process can try a sharded network's pass alone": train.max_memory is not None,
+            f"optimizer.name {self.optimizer.name}; use adamw or sgd": self.optimizer.name not in ("adamw", "sgd"),
+        }
+        for what, is_asked in reasons.items():
+            if is_asked:
+                raise ValueError(f"run.strategy fsdp does not work with {what}")
+        return self
+
+    @model_validator(mode="after")
     def _readouts_train_nothing(self) -> Config:
         given = [key for key in FOR_NETWORKS if getattr(self.train, key) != TrainConfig.model_fields[key].default]
         if self.tuning.mode == "readout" and given:

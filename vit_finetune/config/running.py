@@ -57,6 +57,11 @@ class RunConfig(Section):
     """Every random decision is a function of this and of its place in the run."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto: the accelerator that torch finds, else the CPU."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """How several processes share a network: ddp, each has all of it; fsdp (CUDA only), each keeps a part of weights,
+    gradients and optimizer state, for networks that are too large otherwise. auto: ddp."""
+    fsdp_cpu_offload: bool = False
+    """With fsdp, keep each process's part in the CPU's memory: less of the GPU's, and much slower."""
     num_threads: PositiveInt | Literal["auto"] = "auto"
     """CPU threads per process; auto: the cores shared out among the processes of this machine."""
     deterministic: bool = False
@@ -71,3 +76,9 @@ class RunConfig(Section):
     check: Literal["quick", "off"] = "quick"
     """What the command `train` does with the data before it starts: quick reads every file and looks at names, headers,
     copies and classes, stops at what training would stop at and says the rest."""
+
+    @model_validator(mode="after")
+    def _offload_is_of_fsdp(self) -> RunConfig:
+        if self.fsdp_cpu_offload and self.strategy != "fsdp":
+            raise ValueError("run.fsdp_cpu_offload needs run.strategy fsdp")
+        return self

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from vit_finetune.training.sharding import load_whole
+
 
 class WeightAverage:
     """The exponential moving average of a network's parameters, as torch's `AveragedModel` keeps it.
@@ -16,7 +18,8 @@ class WeightAverage:
     After the first update it equals the weights; each later one moves it by (1 - decay) of the way to them.
 
     Args:
-        model: the bare network, not yet wrapped by Accelerate, which would leave its own forward in the copy.
+        model: the bare network, not yet wrapped by Accelerate, which would leave its own forward in the copy, nor
+            sharded: the copy is sharded for itself.
         decay: what is kept at an update, in [0, 1).
     """
 
@@ -44,10 +47,10 @@ class WeightAverage:
         self._averaged.update_parameters(model)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the averaged network's state dict."""
+        """Return the averaged network's state dict, sharded as it is."""
         return dict(self.model.state_dict())
 
     def load(self, tensors: Mapping[str, Tensor], num_updates: int) -> None:
         """Put back what `tensors` and `num_updates` gave."""
-        self.model.load_state_dict(tensors)
+        load_whole(self.model, tensors)
         self._averaged.n_averaged.fill_(num_updates)

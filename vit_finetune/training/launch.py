@@ -10,16 +10,22 @@ import sys
 import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from vit_finetune.common.errors import VitFinetuneError
 from vit_finetune.common.machine import num_cores
 from vit_finetune.training.stopping import SIGNALS
 
+if TYPE_CHECKING:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
 _STARTED_BY_US = "VIT_FINETUNE_LAUNCHED"
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+# As gloo and NCCL say it.
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "remote process exited")
+_TIME_TO_TELL = 1.0
 
 
 def launch(arguments: Sequence[str], *, num_processes: int) -> tuple[int, str | None]:
@@ -51,11 +57,22 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> tuple[int, str | 
     try:
         _in_a_thread(lambda: elastic_launch(config, sys.executable)("-u", "-m", "vit_finetune", *arguments))
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        told = failure.error_file_data.get("message", {})
-        how = f"signal {-failure.exitcode}" if failure.exitcode < 0 else f"exit code {failure.exitcode}"
-        return max(1, failure.exitcode), told.get("message") or f"process {rank} of the run ended with {how}"
+        return _first_cause(error.failures)
     return 0, None
+
+
+def _first_cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
+    """Return the exit code and the line of the process that failed for a reason of its own, not for another's end."""
+
+    def is_consequence(failure: ProcessFailure) -> tuple[bool, bool, int]:
+        has_no_reason = not failure.error_file_data.get("message")
+        was_not_killed = failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM
+        return has_no_reason, was_not_killed, failure.timestamp
+
+    rank, failure = min(failures.items(), key=lambda item: is_consequence(item[1]))
+    told = failure.error_file_data.get("message") or {}
+    how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"signal {failure.signal_name()}"
+    return max(1, failure.exitcode), told.get("message") or f"process {rank} of the run ended with {how}"
 
 
 def _in_a_thread(work: Callable[[], object]) -> None:
@@ -96,10 +113,20 @@ def _pass_on(number: int, _frame: FrameType | None) -> None:
 def lost_a_peer(error: BaseException) -> bool:
     """Say whether an error only tells that another process of the run ended, which then tells why itself."""
     is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1
-    return is_shared and any(sign in str(error) for sign in _LOST_PEER)
+    if is_shared and any(sign in str(error) for sign in _LOST_PEER):
+        time.sleep(_TIME_TO_TELL)  # the other one's reason is to be there first
+        return True
+    return False
 
 
-def report_failure(error: VitFinetuneError) -> bool:
+def with_rank(error: Exception) -> str:
+    """Return an error's message, with the process that had it where it is one of several."""
+    message = str(error) if isinstance(error, VitFinetuneError) else f"{type(error).__name__}: {error}"
+    is_shared = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not getattr(error, "is_of_all", False)
+    return f"process {os.environ.get('RANK', '0')}: {message}" if is_shared else message
+
+
+def report_failure(error: Exception) -> bool:
     """Hand an error to the launcher of this process, if there is one.
 
     Returns:
@@ -109,7 +136,9 @@ def report_failure(error: VitFinetuneError) -> bool:
     if file is None:
         return False
     details = {"timestamp": str(int(time.time())), "py_callstack": ""}
-    Path(file).write_text(json.dumps({"message": {"message": str(error), "extraInfo": details}}), encoding="utf-8")
+    Path(file).write_text(
+        json.dumps({"message": {"message": with_rank(error), "extraInfo": details}}), encoding="utf-8"
+    )
     return launched_by_us()
 
 

@@ -35,6 +35,7 @@ from vit_finetune.training.plan import TrainPlan
 from vit_finetune.training.processes import gathered_lists, on_main
 from vit_finetune.training.progress import AVERAGE, FitOptions, Progress
 from vit_finetune.training.reporting import StepReport
+from vit_finetune.training.sharding import is_sharded, whole
 from vit_finetune.training.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -120,10 +121,9 @@ class _Loop:
         self.report = StepReport(self.plan, self.accelerator, self.metrics, self.timing, every)
         self.saved_at = time.monotonic()
         self.must_stop = False  # after this step, on every process alike
-        self.num_images: float = (
-            self.plan.global_batch_size
-        )  # of the step, over all processes; fewer where some are bad
-        self.micro = MicroBatches(self.plan, least=1 if self.options.objective.mixing is None else 2)
+        self.num_images: float = self.plan.global_batch_size  # of the step, all processes; less where some are bad
+        least = 1 if self.options.objective.mixing is None else 2
+        self.micro = MicroBatches(self.plan, least=least, in_step=is_sharded(self.bare))
 
     def run(self, batches: Iterator[Sequence[TrainBatch]], bar: StepProgress, last: int) -> None:
         self.model.train()
@@ -134,7 +134,7 @@ class _Loop:
             waited = time.monotonic() - started
             if self.options.count_images is not None:
                 self.num_images = self.options.count_images(micro_batches)
-            loss, grad_norm = self.train_step(micro_batches)
+            loss, grad_norm = self.train_step(self.micro.as_many(micro_batches))
             seconds = time.monotonic() - started
             self.report.tell(bar, self.at.step, loss=loss, grad_norm=grad_norm, waited=waited, seconds=seconds)
             if self.plan.evaluates_at(self.at.step):
@@ -144,7 +144,7 @@ class _Loop:
             if is_due or self.must_stop or self.minutes_are_over():
                 self.save()
             if self.must_stop and self.at.step < self.plan.num_steps:
-                raise RunStopped(self.why_stopped())
+                raise RunStopped(self.why_stopped(), is_of_all=True)
 
     def is_over(self) -> bool:
         """Say whether patience has ended the run."""
@@ -205,7 +205,7 @@ class _Loop:
             can_skip = self.accelerator.scaler is not None and math.isfinite(loss)
             skipped = self.at.skipped_in_a_row + 1
             if not can_skip or skipped >= _MAX_SKIPPED_STEPS:
-                raise WorkError(self.reason(loss, grad_norm, micro_batches))
+                raise WorkError(self.reason(loss, grad_norm, micro_batches), is_of_all=True)
             self.console.say(f"step {self.at.step + 1}: fp16 overflow, the scaler skips this step ({skipped} in a row)")
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
@@ -235,7 +235,7 @@ class _Loop:
         started, metric = time.monotonic(), self.options.metric
         metrics = self.evaluate(self.bare).metrics
         if not math.isfinite(metrics["loss"]):
-            raise WorkError(f"the val loss after step {step} is {metrics['loss']}; lower optimizer.lr")
+            raise WorkError(f"the val loss after step {step} is {metrics['loss']}; lower optimizer.lr", is_of_all=True)
         if self.average is not None:
             averaged = self.evaluate(self.average.model).metrics
             metrics = {**metrics, **{f"{AVERAGE}{name}": value for name, value in averaged.items()}}
@@ -270,11 +270,16 @@ class _Loop:
     def save(self) -> None:
         """Write the checkpoint of the step that was just done, then the pointers, then remove old ones."""
         started = time.monotonic()
-        on_main(self.accelerator, self.write_checkpoint)
+        average = [] if self.average is None else [self.average.tensors()]
+        parts = [self.bare.state_dict(), optimizer_tensors(self.optimizer), *average]
+        tensors = [whole(part, keep=self.accelerator.is_main_process) for part in parts]
+        on_main(self.accelerator, lambda: self.write_checkpoint(*tensors))
         self.saved_at = time.monotonic()
         self.stop.took(save=self.saved_at - started)
 
-    def write_checkpoint(self) -> None:
+    def write_checkpoint(
+        self, model: dict[str, Tensor], optimizer: dict[str, Tensor], average: dict[str, Tensor] | None = None
+    ) -> None:
         """Write what a resumed run needs; on the first process only."""
         at, root = self.at, self.checkpoints
         scaler = self.accelerator.scaler
@@ -286,14 +291,7 @@ class _Loop:
             "num_threads": torch.get_num_threads(),
             **self.options.settings,
         }
-        store.save_checkpoint(
-            root,
-            step=at.step,
-            model=self.bare.state_dict(),
-            optimizer=optimizer_tensors(self.optimizer),
-            average=None if self.average is None else self.average.tensors(),
-            state=state,
-        )
+        store.save_checkpoint(root, step=at.step, model=model, optimizer=optimizer, average=average, state=state)
         if at.best_step is not None:  # said each time: a run killed before the pointer was renamed catches up
             store.point_to(root, "BEST", at.best_step)
         store.point_to(root, "LATEST", at.step)

@@ -22,7 +22,7 @@ import torch
 
 from vit_finetune.common.errors import WorkError
 from vit_finetune.common.files import write_json
-from vit_finetune.training.plan import TrainPlan
+from vit_finetune.training.plan import TrainPlan, largest_share
 from vit_finetune.training.processes import gathered_lists
 
 if TYPE_CHECKING:
@@ -99,17 +99,31 @@ class MicroBatches:
     Attributes:
         plan: with the size as it is now.
         least: fewer than this are never taken at once: 2 where pairs are mixed, else 1.
+        in_step: no process can do a pass without the others (the network is sharded), so all have equally many.
         proven: with several processes: a step has fitted at this size on every one of them.
     """
 
     plan: TrainPlan
     least: int = 1
+    in_step: bool = False
     proven: bool = False
+
+    def __post_init__(self) -> None:
+        """Leave out the rehearsal of processes that go in step: a pass that fails in one of them halts the others."""
+        self.proven = self.proven or self.in_step
 
     @property
     def size(self) -> int:
         """How many pictures a process takes at once."""
         return self.plan.per_device_batch_size
+
+    def as_many(self, batches: Sequence[B]) -> Sequence[B]:
+        """Return this process's micro-batches of a step; in step, as many as any process has, the last ones empty."""
+        if not self.in_step:
+            return batches
+        plan = self.plan
+        share = largest_share(plan.global_batch_size, plan.num_processes, in_pairs=self.least == 2)
+        return [*batches, *[batches[-1].part(slice(0, 0))] * (-(-share // self.size) - len(batches))]
 
     def run(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vit_finetune.training.objective import TrainBatch
 from vit_finetune.training.progress import FitOptions
+from vit_finetune.training.sharding import local
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,7 +71,7 @@ def _explain_one(
             handle.remove()
     bad_rows = (~torch.isfinite(losses)).nonzero().flatten().tolist() or range(len(losses))
     for name, parameter in model.named_parameters():
-        if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+        if parameter.grad is not None and not bool(torch.isfinite(local(parameter.grad)).all()):
             bad_parameters.append(name)
     if bad_modules:
         names = [name_sample(int(batch.indices[row])) for row in bad_rows]

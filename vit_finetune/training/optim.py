@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
 from vit_finetune.models import Backbone
+from vit_finetune.training.sharding import part_like
 
 # timm's optimizers that a run here cannot have, by the beginning of the name.
 _REFUSED = {
@@ -237,5 +238,5 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, tensors: Mapping[st
             optimizer.state[parameter][key.removesuffix(_NUMBER)] = tensor.item()
             continue
         # As torch does: a step counter stays on the CPU, except for fused kernels, which want it beside the parameter.
-        device = "cpu" if key == "step" and not (group.get("fused") and parameter.is_cuda) else parameter.device
-        optimizer.state[parameter][key] = tensor.to(device)
+        device = parameter.device if group.get("fused") and parameter.is_cuda else "cpu"
+        optimizer.state[parameter][key] = tensor.to(device) if key == "step" else part_like(tensor, parameter)

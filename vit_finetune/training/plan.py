@@ -14,8 +14,9 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.training.stages import Stage
 
 # Pictures that one process takes at once where the recipe says auto: what keeps the processor busy without
-# holding more activations than needed. A CPU gains nothing from more. On CUDA the largest number that fits is found.
-_AUTO_BATCH = {"cpu": 16, "mps": 32}
+# holding more activations than needed. A CPU gains nothing from more. On CUDA the largest number that fits is found,
+# but not for a sharded network, of which no process can try a pass alone.
+_AUTO_BATCH = {"cpu": 16, "mps": 32, "fsdp": 32}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +168,7 @@ def micro_batch(
         wanted: a number, or "auto".
         global_batch_size: pictures per step over all processes.
         num_processes: processes that share a step.
-        device_kind: cpu, cuda or mps.
+        device_kind: cpu, cuda or mps; fsdp for a network in shards.
         in_pairs: neighbours are mixed and stay together; the global batch is even.
 
     Returns:
@@ -181,7 +182,7 @@ def micro_batch(
         what = "a pair to mix" if in_pairs else "a picture"
         raise RequestError(
             f"train.global_batch_size {global_batch_size} leaves some of {num_processes} processes without {what}; "
-            f"give at least {least} or use fewer processes"
+            f"give at least {least}, or use at most {global_batch_size // (2 if in_pairs else 1)} process(es)"
         )
     share = largest_share(global_batch_size, num_processes, in_pairs=in_pairs)
     if isinstance(wanted, str):

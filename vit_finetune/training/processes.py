@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
@@ -77,6 +78,29 @@ def end_run(accelerator: Accelerator) -> None:
         tracker.finish()
 
 
+def check_shared(accelerator: Accelerator, file: Path, *, patience: float = 20.0) -> None:
+    """Refuse processes that do not see the run's folder: at the end each reads the best checkpoint from it.
+
+    Args:
+        accelerator: of the run.
+        file: written by the first process just now.
+        patience: seconds that a network's file system may take to show it.
+
+    Raises:
+        RequestError: a process does not see it, raised on all.
+    """
+    end = time.monotonic() + patience
+    while not file.is_file() and time.monotonic() < end:
+        time.sleep(0.1)
+    blind = gathered_lists(accelerator, [] if file.is_file() else [accelerator.process_index])
+    if blind:
+        raise RequestError(
+            f"process {', '.join(map(str, blind))} of this run cannot see {file}, which process 0 wrote; give a "
+            "run.dir that all machines share",
+            is_of_all=True,
+        )
+
+
 def leave_processes() -> None:
     """Take the group of processes apart, where there is one: nothing follows."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -139,6 +163,12 @@ def _refuse_contradictions(configured: str, resolved: str) -> None:
             f"ACCELERATE_GRADIENT_ACCUMULATION_STEPS is {steps}; accumulation follows from train.global_batch_size and "
             "train.per_device_batch_size, so leave it at 1"
         )
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise RequestError(
+                f"ACCELERATE_USE_{name} is true, but how processes share a network is the recipe's run.strategy (auto, "
+                "ddp or fsdp); leave it out of Accelerate's configuration"
+            )
 
 
 def _refuse_missing_trackers(trackers: Sequence[str]) -> None:
@@ -177,6 +207,8 @@ def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T:
             told[1] = error
         except OSError as error:
             told[1] = WorkError(str(error))
+        if isinstance(told[1], VitFinetuneError):
+            told[1].is_of_all = True
     if accelerator.num_processes > 1:
         from accelerate.utils import broadcast_object_list
 

@@ -19,6 +19,7 @@ from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.journal import Journal
 from vit_finetune.training.optim import load_optimizer_tensors
 from vit_finetune.training.progress import AVERAGE, Progress
+from vit_finetune.training.sharding import load_whole
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.yaml"
 # Keys that change how a run is carried out or shown, never what it computes.
-_HARMLESS = ("checkpoint.", "data.cache", "data.num_workers", "run.check", "run.dir", "run.report", "run.trackers")
+_HARMLESS = (
+    *("checkpoint.", "data.cache", "data.num_workers", "run.check", "run.dir", "run.report", "run.trackers"),
+    *("run.strategy", "run.fsdp_cpu_offload"),
+)
 
 
 def check_run_folder(run_dir: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> bool:
@@ -131,7 +135,7 @@ def restore(
     Args:
         run_dir: the run's folder.
         found: of `find_checkpoint`.
-        model: the bare network.
+        model: the bare network, sharded or not.
         optimizer: prepared, over the parameters that train after the checkpoint's step.
         accelerator: of the run.
         console: told what was used and what was passed over.
@@ -163,7 +167,7 @@ def restore(
             raise RequestError(f"{run_dir} was started with another {key}: {state.get(key)!r}, now {value!r}")
     for journal in journals:
         journal.cut(step)
-    model.load_state_dict(loaded.model)
+    load_whole(model, loaded.model)
     load_optimizer_tensors(optimizer, loaded.optimizer)
     if average is not None and loaded.average is not None:
         average.load(loaded.average, state["num_averaged"])
