@@ -40,7 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     **_ROOMS_BELOW,
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
-    "predict": _ALL_ROOMS | {"pictures"},
+    "predictor": _ALL_ROOMS | {"pictures"},
+    "predict": _ALL_ROOMS | {"pictures", "predictor"},
     "report": _ALL_ROOMS | {"pictures", "predict"},
     "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},

@@ -6,7 +6,7 @@ Every step is a public call of a room below; somebody who wants another order wr
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -241,7 +241,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         merge_lora(model)
     blend = blend_with_start(config, model, feeder, load_start(run_dir)) if config.train.wise_ft else None
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
-    result, thresholds = feeder.score_at_the_end(model)
+    result, thresholds, calibration = feeder.score_at_the_end(model)
     corrupted = None
     if config.evaluation.corruptions and pictures is not None:
         corrupted = feeder.score_corrupted(model, pictures, thresholds=thresholds if splits.test is not None else None)
@@ -251,10 +251,12 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     def write() -> None:
         names = splits.class_names
         folder = partial(export_model_folder, model, run_dir / "model", preprocess=preprocess, class_names=names)
-        folder(thresholds=thresholds, overwrite=True)
+        folder(thresholds=thresholds, temperature=calibration and calibration.temperature, overwrite=True)
         summary: dict[str, Any] = {"best_step": best_step, "num_steps": done.step}
         if average is not None:
             summary["is_average"] = done.best_is_average
+        if calibration is not None:
+            summary["calibration"] = asdict(calibration)
         if thresholds is not None:
             summary["thresholds"] = dict(zip(names, thresholds, strict=True))
         if result is not None and pictures is not None:
@@ -276,5 +278,9 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     if corrupted is not None:
         console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, plan.metric)))
     console.say(*feeder.lines(), *about_report)
-    console.say(*end_screen(run_dir, finished.metrics, best_step=best_step, split=final_split, blend=blend))
+    console.say(
+        *end_screen(
+            run_dir, finished.metrics, best_step=best_step, split=final_split, blend=blend, calibration=calibration
+        )
+    )
     return finished

@@ -1,21 +1,23 @@
-"""Labelled pictures of a run or of whatever a person names: the data side of scoring a finished model."""
+"""Pictures of a run or of whatever a person names, labelled or not: the data side of a finished model at work."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from PIL import Image
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.config import Config, DataConfig
-from vit_finetune.data import ImageSet, Splits, load_folder, load_splits
+from vit_finetune.data import ImageSet, Splits, iter_images, load_folder, load_splits
 from vit_finetune.data.labels import renumber
 
 if TYPE_CHECKING:
     from typing import TypeAlias
 
+    Picture: TypeAlias = str | Path | Image.Image | np.ndarray
     Data: TypeAlias = str | Path | Mapping[str, Any] | DataConfig | Splits | ImageSet
 
 
@@ -45,6 +47,28 @@ def labelled_pictures(data: Data, split: str | None, class_names: Sequence[str])
         raise RequestError(f"this data has classes that the model does not know: {', '.join(unknown)}")
     places = np.array([list(class_names).index(label) for label in splits.class_names], dtype=np.int64)
     return ImageSet(found[name].store, renumber(found[name].labels, places, len(class_names)))
+
+
+def pictures_in(images: Picture | Iterable[Picture]) -> Iterator[Path | Image.Image]:
+    """Yield one entry a picture, each when it is asked for: folders are listed, arrays become images.
+
+    Args:
+        images: one or many of: path of a file or folder, PIL image, uint8 array [H, W, 3] or [H, W].
+
+    Raises:
+        RequestError: something else was given, or a path leads to no picture.
+    """
+    single = isinstance(images, (str, Path, Image.Image, np.ndarray))
+    for item in [images] if single else images:  # type: ignore[union-attr]
+        if isinstance(item, (str, Path)):
+            yield from iter_images([item])
+        elif isinstance(item, Image.Image):
+            yield item
+        elif isinstance(item, np.ndarray) and item.dtype == np.uint8 and item.ndim in (2, 3):
+            yield Image.fromarray(item)
+        else:
+            found = f"{item.dtype} array {item.shape}" if isinstance(item, np.ndarray) else type(item).__name__
+            raise RequestError(f"cannot predict a {found}; give paths, PIL images or uint8 arrays [H, W, 3]")
 
 
 def _split_folder(root: Path, split: str | None) -> Path:

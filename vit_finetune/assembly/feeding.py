@@ -27,7 +27,16 @@ from vit_finetune.data.loader import eval_batches, train_batches
 from vit_finetune.data.pixels import Normalise
 from vit_finetune.data.prepared import EvalPreparation
 from vit_finetune.data.transforms import Transform, build_eval_crop, build_eval_rest
-from vit_finetune.evaluation import WISE_FT_ALPHAS, Blend, EvalResult, score, tune_thresholds, wise_ft_blend
+from vit_finetune.evaluation import (
+    WISE_FT_ALPHAS,
+    Blend,
+    Calibration,
+    EvalResult,
+    calibrate,
+    score,
+    tune_thresholds,
+    wise_ft_blend,
+)
 from vit_finetune.evaluation.multilabel import HALF
 from vit_finetune.models import Backbone
 from vit_finetune.training import RunConsole, TrainPlan
@@ -102,23 +111,27 @@ class Feeder:
         val = self.splits.val
         return None if val is None else lambda model: self.score(model, val)
 
-    def score_at_the_end(self, model: nn.Module) -> tuple[EvalResult | None, list[float] | None]:
-        """Score the test split if there is one, else val, each at the most once.
+    def score_at_the_end(self, model: nn.Module) -> tuple[EvalResult | None, list[float] | None, Calibration | None]:
+        """Score the test split if there is one, and val, each at the most once.
 
         Returns:
-            The figures with predictions, None without such pictures; and the probability from which on a picture has
-            each class, tuned on val, None for one class a picture. Test's figures are at these, val's at a half: at
-            thresholds that it tuned itself they would flatter.
+            The figures with predictions, None without such pictures; the probability from which on a picture has
+            each class, tuned on val, None for one class a picture; and for one class a picture the temperature fitted
+            on val, None without val. Test's figures are at these thresholds, val's at a half: at thresholds that it
+            tuned itself they would flatter.
         """
-        several, on_val, thresholds = self.splits.train.is_multilabel, None, None
-        if self.splits.val is not None and (several or self.splits.test is None):
-            on_val = self.score(model, self.splits.val, keep_predictions=True)
+        several, val, test = self.splits.train.is_multilabel, self.splits.val, self.splits.test
+        on_val = None if val is None else self.score(model, val, keep_predictions=True)
+        thresholds = None
         if several:
             half = [HALF] * len(self.splits.class_names)
             thresholds = half if on_val is None else tune_thresholds(on_val.labels, on_val.probabilities)
-        if self.splits.test is None:
-            return on_val, thresholds
-        return self.score(model, self.splits.test, keep_predictions=True, thresholds=thresholds), thresholds
+        result = on_val
+        if test is not None:
+            result = self.score(model, test, keep_predictions=True, thresholds=thresholds)
+        if several or on_val is None or result is None:
+            return result, thresholds, None
+        return result, thresholds, calibrate(on_val, result, measured_on="val" if test is None else "test")
 
     def score_corrupted(
         self, model: nn.Module, pictures: ImageSet, *, thresholds: Sequence[float] | None = None

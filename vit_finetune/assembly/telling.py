@@ -9,7 +9,7 @@ from typing import Any
 
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.evaluation import Blend
+from vit_finetune.evaluation import Blend, Calibration
 from vit_finetune.models import Backbone
 from vit_finetune.training import TrainPlan
 from vit_finetune.tuning import Tuned
@@ -65,13 +65,21 @@ def _learned(config: Config) -> Iterator[str]:
 
 
 def end_screen(
-    run_dir: Path, metrics: Mapping[str, float], *, best_step: int, split: str, blend: Blend | None
+    run_dir: Path,
+    metrics: Mapping[str, float],
+    *,
+    best_step: int,
+    split: str,
+    blend: Blend | None,
+    calibration: Calibration | None,
 ) -> list[str]:
     """Return what came out and what to type next."""
     figures = "  ".join(f"{name} {value:.4f}" for name, value in metrics.items())
     blended = [] if blend is None else [f"wise_ft  alpha {blend.chosen:g} is the best of {len(blend.rows)} on val"]
+    calibrated = [] if calibration is None else [f"sureness {calibration.line()}"]
     return [
         *blended,
+        *calibrated,
         f"done     step {best_step} is the best; {split}: {figures}" if figures else "done",
         f"model    {run_dir / 'model'}   (timm and transformers open this folder)",
         f"next     vit-finetune predict {run_dir} PICTURE_OR_FOLDER...",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -80,6 +80,77 @@ def scan_folder(root: Path, *, strict: bool = True) -> Scan:
     empty: list[str] = []
     unlisted: list[tuple[str, str]] = []
     num_hidden = num_other = num_loops = 0
+    for visit in _walk(root):
+        if visit.error is not None:
+            if strict:
+                raise _unlisted(root / visit.relative, visit.error) from visit.error
+            unlisted.append((visit.relative, str(visit.error.strerror)))
+            continue
+        names += visit.pictures
+        num_hidden += visit.num_hidden
+        num_other += visit.num_other
+        num_loops += visit.num_loops
+        if visit.relative and not visit.pictures and not visit.num_folders:
+            empty.append(visit.relative)
+    return Scan(tuple(names), tuple(empty), num_hidden, num_other, num_loops, tuple(unlisted))
+
+
+def find_images(paths: Iterable[str | Path]) -> list[Path]:
+    """Return the pictures that files and folders stand for, as `iter_images` yields them.
+
+    Args:
+        paths: files, which are taken whatever their ending, and folders.
+
+    Raises:
+        RequestError: a path does not exist, or a folder holds no picture.
+    """
+    return list(iter_images(paths))
+
+
+def iter_images(paths: Iterable[str | Path]) -> Iterator[Path]:
+    """Yield the pictures that files and folders stand for; the names of one folder at a time are in memory.
+
+    Args:
+        paths: files, which are taken whatever their ending, and folders, recursively.
+
+    Yields:
+        Paths in the order of `paths`, inside a folder in natural order.
+
+    Raises:
+        RequestError: a path does not exist, or a folder holds no picture.
+    """
+    for path in map(Path, paths):
+        if path.is_dir():
+            is_empty = True
+            for visit in _walk(path):
+                if visit.error is not None:
+                    raise _unlisted(path / visit.relative, visit.error) from visit.error
+                for name in visit.pictures:
+                    is_empty = False
+                    yield path / name
+            if is_empty:
+                raise RequestError(f"no pictures below {path}; looked for files ending in {endings()}")
+        elif path.exists():
+            yield path
+        else:
+            raise RequestError(f"{path} does not exist; give picture files or folders")
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """What one folder holds: its pictures' names from the root, in natural order, and counts as in `Scan`."""
+
+    relative: str
+    pictures: tuple[str, ...] = ()
+    num_folders: int = 0
+    num_hidden: int = 0
+    num_other: int = 0
+    num_loops: int = 0
+    error: OSError | None = None
+
+
+def _walk(root: Path) -> Iterator[_Visit]:
+    """Yield every folder from `root` down, in natural order, a folder before those below it."""
     pending: list[tuple[str, frozenset[str]]] = [("", frozenset())]
     while pending:
         relative, above = pending.pop()
@@ -88,47 +159,20 @@ def scan_folder(root: Path, *, strict: bool = True) -> Scan:
         try:
             files, folders, hidden = _list(folder)
         except OSError as error:
-            if strict:
-                raise RequestError(f"cannot list the folder {folder}: {error.strerror}") from error
-            unlisted.append((relative, str(error.strerror)))
+            yield _Visit(relative, error=error)
             continue
         pictures = [name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES]
         inner = [name for name in folders if os.path.realpath(folder / name) not in above]
         prefix = f"{relative}/" if relative else ""
-        names += [prefix + name for name in sorted(pictures, key=natural_key)]
         pending += [(prefix + name, above) for name in sorted(inner, key=natural_key, reverse=True)]
-        num_hidden += hidden
-        num_other += len(files) - len(pictures)
-        num_loops += len(folders) - len(inner)
-        if relative and not pictures and not inner:
-            empty.append(relative)
-    return Scan(tuple(names), tuple(empty), num_hidden, num_other, num_loops, tuple(unlisted))
+        names = tuple(prefix + name for name in sorted(pictures, key=natural_key))
+        yield _Visit(
+            relative, names, len(inner), hidden, len(files) - len(pictures), num_loops=len(folders) - len(inner)
+        )
 
 
-def find_images(paths: Iterable[str | Path]) -> list[Path]:
-    """Return the pictures that files and folders stand for, folders recursively.
-
-    Args:
-        paths: files, which are taken whatever their ending, and folders.
-
-    Returns:
-        Paths in the order of `paths`, inside a folder in natural order.
-
-    Raises:
-        RequestError: a path does not exist, or a folder holds no picture.
-    """
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if path.is_dir():
-            names = scan_folder(path).names
-            if not names:
-                raise RequestError(f"no pictures below {path}; looked for files ending in {endings()}")
-            found += [path / name for name in names]
-        elif path.exists():
-            found.append(path)
-        else:
-            raise RequestError(f"{path} does not exist; give picture files or folders")
-    return found
+def _unlisted(folder: Path, error: OSError) -> RequestError:
+    return RequestError(f"cannot list the folder {folder}: {error.strerror}")
 
 
 def endings() -> str:

@@ -7,6 +7,7 @@ from vit_finetune.evaluation.calibration import (
     expected_calibration_error,
     fit_temperature,
     reliability_bins,
+    remeasured,
     rescale,
 )
 from vit_finetune.evaluation.intervals import mean_interval
@@ -33,6 +34,7 @@ __all__ = [
     "greedy_blend",
     "mean_interval",
     "reliability_bins",
+    "remeasured",
     "rescale",
     "score",
     "tune_thresholds",

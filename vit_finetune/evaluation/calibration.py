@@ -10,7 +10,7 @@ Legend: n pictures, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -212,13 +212,23 @@ def calibrate(on_val: EvalResult, final: EvalResult, *, measured_on: str) -> Cal
     """
     known = on_val.labels >= 0
     temperature = fit_temperature(log_probabilities(on_val.probabilities[known]), on_val.labels[known])
-    labelled = final.labels >= 0
-    raw, labels = final.probabilities[labelled], final.labels[labelled]
-    return Calibration(
-        temperature=temperature,
-        fitted_on="val",
-        num_fitted=int(known.sum()),
+    fitted = Calibration(temperature, "val", int(known.sum()), measured_on, ece=0.0, ece_scaled=0.0)
+    return remeasured(fitted, final, measured_on=measured_on)
+
+
+def remeasured(calibration: Calibration, final: EvalResult, *, measured_on: str) -> Calibration:
+    """Return a calibration with its errors measured on other pictures.
+
+    Args:
+        calibration: the temperature to measure.
+        final: of one class a picture, with predictions kept.
+        measured_on: the name of that split.
+    """
+    known = final.labels >= 0
+    raw, labels = final.probabilities[known], final.labels[known]
+    return replace(
+        calibration,
         measured_on=measured_on,
         ece=expected_calibration_error(raw, labels),
-        ece_scaled=expected_calibration_error(rescale(raw, temperature), labels),
+        ece_scaled=expected_calibration_error(rescale(raw, calibration.temperature), labels),
     )

@@ -5,10 +5,9 @@ A table appears whole or not at all, and never in the place of an older one unas
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from pyarrow import parquet
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_file
 from vit_finetune.evaluation.outputs import EvalResult
+from vit_finetune.evaluation.tables import TABLE_SUFFIXES, check_table_place, write_table
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Predictions:
         probabilities: softmax outputs [n, K], float32; of a model for several classes a picture, sigmoid outputs.
         paths: the file of each picture [n]; None for one that came from memory.
         thresholds: [K], of a model for several classes a picture: it has a class from this probability on; else None.
+        temperature: that logits were divided by, fitted on val or given; None where probabilities are as the network
+            gives them.
+        min_probability: below it the model abstains; None where it never does.
     """
 
     class_names: tuple[str, ...]
@@ -38,6 +41,14 @@ class Predictions:
     probabilities: np.ndarray
     paths: tuple[str | None, ...]
     thresholds: tuple[float, ...] | None = None
+    temperature: float | None = None
+    min_probability: float | None = None
+
+    @property
+    def abstained(self) -> np.ndarray:
+        """Return for each picture [n] whether the model is not sure enough to answer."""
+        answered = self.probabilities.max(axis=1, initial=0.0) >= (self.min_probability or 0.0)
+        return np.asarray(~answered)
 
     @property
     def label_sets(self) -> tuple[tuple[str, ...], ...]:
@@ -59,11 +70,24 @@ class Predictions:
         ]
 
 
-def write_predictions(predictions: Predictions, path: str | Path, *, top_k: int = 5, overwrite: bool = False) -> Path:
+def joined(parts: Sequence[Predictions], empty: Predictions) -> Predictions:
+    """Return the predictions of parts, one after the other; `empty` where there is no part."""
+    if not parts:
+        return empty
+    labels = tuple(chain.from_iterable(part.labels for part in parts))
+    paths = tuple(chain.from_iterable(part.paths for part in parts))
+    probabilities = np.concatenate([part.probabilities for part in parts])
+    return replace(parts[0], labels=labels, paths=paths, probabilities=probabilities)
+
+
+def write_predictions(
+    predictions: Predictions | Iterable[Predictions], path: str | Path, *, top_k: int = 5, overwrite: bool = False
+) -> Path:
     """Write predictions as CSV, parquet or JSON lines, whole or not at all.
 
     Args:
-        predictions: what to write; a row a picture.
+        predictions: what to write, a row a picture; or parts of it, such as `Predictor.stream` yields, each of which is
+            written before the next is asked for.
         path: ends in .csv, .parquet or .jsonl.
         top_k: how many classes, best first, are listed for each picture; all where there are fewer.
         overwrite: replace an older file.
@@ -78,18 +102,32 @@ def write_predictions(predictions: Predictions, path: str | Path, *, top_k: int 
     check_output(path, overwrite=overwrite)
     if top_k < 1:
         raise RequestError(f"top_k is {top_k}; give 1 or more")
-    ranked = predictions.top(top_k)
+    parts = [predictions] if isinstance(predictions, Predictions) else predictions
+    write_table(path, (prediction_rows(part, top_k) for part in parts), empty=("path", "label", "probability"))
+    return path
+
+
+def prediction_rows(predictions: Predictions, top_k: int) -> list[dict[str, Any]]:
+    """Return one mapping a picture: `path`, `label`, `probability`, and the next classes as `label_2`, ...
+
+    Args:
+        predictions: of any number of pictures.
+        top_k: classes to list.
+    """
     rows = []
-    for place, (name, label, best) in enumerate(zip(predictions.paths, predictions.labels, ranked, strict=True)):
+    abstained = predictions.abstained
+    for place, (name, label, best) in enumerate(
+        zip(predictions.paths, predictions.labels, predictions.top(top_k), strict=True)
+    ):
         row: dict[str, Any] = {"path": name, "label": label, "probability": best[0][1]}
+        if predictions.min_probability is not None:
+            row["abstained"] = bool(abstained[place])
         if predictions.thresholds is not None:
             row["labels"] = list(predictions.label_sets[place])
         for rank, (other, probability) in enumerate(best[1:], start=2):
             row |= {f"label_{rank}": other, f"probability_{rank}": probability}
         rows.append(row)
-    with atomic_file(path) as temporary:
-        _WRITERS[path.suffix](rows, temporary)
-    return path
+    return rows
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
@@ -98,35 +136,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     Raises:
         RequestError: another ending than .csv, .parquet or .jsonl, or the file exists.
     """
-    if path.suffix not in _WRITERS:
-        raise RequestError(
-            f"{path} ends in {path.suffix or 'nothing'}; predictions are written as {', '.join(_WRITERS)}"
-        )
-    if path.exists() and not overwrite:
-        raise RequestError(f"{path} exists already; give another name or --overwrite")
-
-
-def _write_csv(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]) if rows else ["path", "label", "probability"])
-        writer.writeheader()
-        writer.writerows({key: _as_text(value) for key, value in row.items()} for row in rows)
-
-
-def _as_text(value: Any) -> Any:
-    """Return lists as JSON, which a class name with any separator in it survives."""
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, list) else value
-
-
-def _write_jsonl(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def _write_parquet(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    parquet.write_table(pa.Table.from_pylist(list(rows)), path)
-
-
-_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet, ".jsonl": _write_jsonl}
+    check_table_place(path, "predictions", TABLE_SUFFIXES, overwrite=overwrite)
 
 
 def named(rows: np.ndarray, class_names: Sequence[str]) -> list[list[str]]:

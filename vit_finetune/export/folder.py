@@ -12,6 +12,7 @@ Sources: timm `models/_hub.py` (`_parse_model_cfg`), transformers `models/timm_w
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ def export_model_folder(
     class_names: Sequence[str] | None,
     architecture: str | None = None,
     thresholds: Sequence[float] | None = None,
+    temperature: float | None = None,
     overwrite: bool = False,
 ) -> Path:
     """Write a folder that timm, transformers and `from_pretrained` open as it is, whole or not at all.
@@ -57,6 +59,8 @@ def export_model_folder(
         architecture: timm's name of the network; None takes `model.name`.
         thresholds: of a model for several classes a picture, the probability from which on it has each; None for one
             class a picture.
+        temperature: what the logits are divided by for calibrated probabilities, kept for `Predictor`; the weights and
+            what timm and transformers compute from them stay as they are.
         overwrite: replace an older model folder at `dst`.
 
     Returns:
@@ -78,9 +82,10 @@ def export_model_folder(
         raise RequestError(f"{len(thresholds)} thresholds for {model.num_classes} classes; give one for each")
     model_args = timm_model_args(model.config, name)
     names = None if class_names is None else list(class_names)
+    ours = partial(embedded_metadata, preprocess=preprocess, class_names=names)
 
     with atomic_folder(dst, replace=overwrite) as folder:
-        metadata = embedded_metadata(name, model_args, preprocess=preprocess, class_names=names, thresholds=thresholds)
+        metadata = ours(name, model_args, thresholds=thresholds, temperature=temperature)
         write_safetensors(folder / WEIGHTS_NAME, lazily(_tensors(model)), metadata=metadata)
         told = hub_config(model.config, name, model_args, preprocess=preprocess, class_names=names, tag="finetuned")
         if thresholds is not None:

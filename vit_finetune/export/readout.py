@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -55,6 +56,7 @@ def export_readout(
     *,
     preprocess: PreprocessSpec,
     class_names: Sequence[str],
+    temperature: float | None = None,
     overwrite: bool = False,
 ) -> Exported:
     """Write a backbone with its readout as a model folder, whole or not at all.
@@ -66,6 +68,7 @@ def export_readout(
         dst: the folder to make.
         preprocess: the evaluation transform.
         class_names: K names, in order.
+        temperature: what the logits are divided by for calibrated probabilities.
         overwrite: replace an older model folder at `dst`.
 
     Returns:
@@ -77,7 +80,8 @@ def export_readout(
     dst = Path(dst)
     plain = as_plain(backbone, readout, layout, num_classes=len(class_names))
     if plain is not None:
-        export_model_folder(plain, dst, preprocess=preprocess, class_names=class_names, overwrite=overwrite)
+        export = partial(export_model_folder, plain, dst, preprocess=preprocess, class_names=class_names)
+        export(temperature=temperature, overwrite=overwrite)
         return Exported("timm", "timm and transformers open this folder")
     if dst.exists() and not overwrite:
         raise RequestError(f"{dst} exists already; choose another place or pass overwrite=True")
@@ -87,7 +91,7 @@ def export_readout(
         whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         save_file(whole, folder / WEIGHTS_NAME, metadata={"format": "pt"})
         config = readout_config(backbone, readout, layout, preprocess=preprocess, class_names=class_names)
-        write_json(folder / READOUT_CONFIG, config)
+        write_json(folder / READOUT_CONFIG, {**config, "temperature": temperature})
     return Exported(
         "own", "timm has no layout for this readout: vit-finetune opens this folder, and readout.onnx=true adds ONNX"
     )

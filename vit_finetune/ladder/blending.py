@@ -6,6 +6,8 @@ The arithmetic and the choice are `weights/averaging.py`'s and `evaluation/soups
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +17,7 @@ from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.common.layout import rung_dir
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.evaluation import Blend, greedy_blend, wise_ft_blend
+from vit_finetune.evaluation import Blend, calibrate, greedy_blend, wise_ft_blend
 from vit_finetune.export import export_model_folder
 from vit_finetune.ladder.telling import PREDICTIONS, Row, write_predictions_of
 from vit_finetune.predict import Predictor, evaluate
@@ -64,10 +66,11 @@ def blend(
         with atomic_folder(dst, replace=True) as folder:
             if splits.val is not None:
                 write_predictions_of(splits.val, result, folder / PREDICTIONS, split="val", splits=splits)
-            export_model_folder(
-                scorer.model, folder / "model", preprocess=scorer.preprocess, class_names=scorer.class_names
-            )
-            figures = {"num_samples": result.num_samples, "per_class": result.per_class}
+            calibration = calibrate(result, result, measured_on="val")
+            export = partial(export_model_folder, preprocess=scorer.preprocess, class_names=scorer.class_names)
+            export(scorer.model, folder / "model", temperature=calibration.temperature)
+            figures = {"num_samples": result.num_samples, "calibration": asdict(calibration)}
+            figures["per_class"] = result.per_class
             write_json(folder / "metrics.json", {"split": "val", **result.metrics, **figures, "blend": summary})
 
     on_main(accelerator, work)

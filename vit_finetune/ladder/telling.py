@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from vit_finetune.common.layout import rung_dir
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.corruptions import corruption_lines
-from vit_finetune.evaluation import EvalResult, write_evaluation
+from vit_finetune.evaluation import Calibration, EvalResult, remeasured, write_evaluation
 from vit_finetune.ladder.decisions import Decision
 from vit_finetune.models import Backbone
 from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted
@@ -78,10 +78,11 @@ def finish(
     run_dir = Path(config.run.dir)
     rung = rung_dir(run_dir, best.rung)
     figures: dict[str, Any] = json.loads((rung / "metrics.json").read_text(encoding="utf-8"))
-    best_step = int(figures.get("best_step") or 0)
+    best_step, calibration = int(figures.get("best_step") or 0), _calibration_of(figures)
     predictor = Predictor(run_dir / "model", device=accelerator.device.type)
 
     def work() -> dict[str, float]:
+        nonlocal calibration
         metrics, counted = best.metrics or {}, {name: figures[name] for name in ("num_samples", "per_class")}
         if splits.test is None:
             with atomic_file(run_dir / PREDICTIONS) as temporary:
@@ -90,6 +91,7 @@ def finish(
             result = evaluate(run_dir / "model", splits, split="test", predictor=predictor)
             metrics, counted = result.metrics, {"num_samples": result.num_samples, "per_class": result.per_class}
             write_predictions_of(splits.test, result, run_dir / PREDICTIONS, split="test", splits=splits)
+            calibration = calibration and remeasured(calibration, result, measured_on="test")
         summary: dict[str, Any] = {
             "split": "val" if splits.test is None else "test",
             **metrics,
@@ -98,6 +100,7 @@ def finish(
             "best_step": best_step,
             "num_steps": sum(row.decision.num_steps or 0 for row in rows if row.metrics is not None),
             "ladder": [row.to_mapping() for row in rows],
+            "calibration": calibration and asdict(calibration),
             "per_class": counted["per_class"],
         }
         if config.evaluation.corruptions:
@@ -112,6 +115,12 @@ def finish(
     metrics = on_main(accelerator, work)
     console.say(*on_main(accelerator, lambda: report_at_end(config, splits)))
     return predictor.model.to("cpu").eval(), metrics, best_step
+
+
+def _calibration_of(figures: Mapping[str, Any]) -> Calibration | None:
+    """Return what a rung fitted on val; a rung of an earlier version has nothing."""
+    fitted = figures.get("calibration")
+    return None if fitted is None else Calibration(**fitted)
 
 
 def write_predictions_of(pictures: ImageSet, result: EvalResult, path: Path, *, split: str, splits: Splits) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.data import Splits
-from vit_finetune.evaluation import EvalResult, score, write_evaluation
+from vit_finetune.evaluation import Calibration, EvalResult, calibrate, score, write_evaluation
 from vit_finetune.models import Backbone, Readout
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.readout import Trial
@@ -81,6 +81,14 @@ def score_readout(table: FeatureTable, readout: Readout, class_names: tuple[str,
     return score(readout, batches, class_names=class_names, num_expected=len(rows), keep_predictions=True)
 
 
+def calibration_of(results: Mapping[str, EvalResult]) -> Calibration | None:
+    """Return the temperature fitted on val, measured on test if there is one; None without val."""
+    if "val" not in results:
+        return None
+    measured = "test" if "test" in results else "val"
+    return calibrate(results["val"], results[measured], measured_on=measured)
+
+
 def write_outcome(
     run_dir: Path,
     *,
@@ -89,6 +97,7 @@ def write_outcome(
     best: Trial,
     results: dict[str, EvalResult],
     corrupted: dict[str, Any] | None,
+    calibration: Calibration | None,
     kind: str,
     clock: Clock,
 ) -> None:
@@ -110,6 +119,8 @@ def write_outcome(
         write_evaluation(run_dir / "predictions.parquet", result, names=files, split=final, class_names=names)
         summary = {"split": final, **result.metrics, "num_samples": result.num_samples, **summary}
         summary["per_class"] = result.per_class
+    if calibration is not None:
+        summary["calibration"] = asdict(calibration)
     if corrupted is not None:
         summary["corruptions"] = corrupted
     write_json(run_dir / METRICS_FILE, summary)

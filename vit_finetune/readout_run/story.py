@@ -31,6 +31,7 @@ from vit_finetune.readout_run.outcome import (
     METRICS_FILE,
     Clock,
     ReadoutResult,
+    calibration_of,
     end_screen,
     finished_run,
     in_words,
@@ -143,6 +144,7 @@ def _choose_and_write(
     readout = best.fit()
     clock.lap("fit")
     results = {name: score_readout(tables[name], readout, splits.class_names) for name in tables if name != "train"}
+    calibration = calibration_of(results)
     exported = export_readout(
         model.to("cpu"),
         readout,
@@ -150,6 +152,7 @@ def _choose_and_write(
         run_dir / "model",
         preprocess=preprocess,
         class_names=splits.class_names,
+        temperature=calibration and calibration.temperature,
         overwrite=True,
     )
     if config.readout.onnx:
@@ -168,6 +171,7 @@ def _choose_and_write(
         best=best,
         results=results,
         corrupted=corrupted,
+        calibration=calibration,
         kind=exported.kind,
         clock=clock,
     )

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
 from vit_finetune.data import ImageSet
 from vit_finetune.data.manifest import trained_on
-from vit_finetune.evaluation import Blend, tune_thresholds
+from vit_finetune.evaluation import Blend, calibrate, tune_thresholds
 from vit_finetune.export import export_model_folder
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import labelled_pictures, run_splits
@@ -107,12 +108,12 @@ class Kitchen:
         self.predictor.model.load_state_dict(state)
         return evaluate(self.predictor.model, self.pictures, predictor=self.predictor).metrics
 
-    def tuned_thresholds(self) -> list[float] | None:
-        """Return the thresholds of the network as it is, tuned on the pictures that decide; None without any."""
-        if self.predictor.thresholds is None:
-            return None
+    def tuned(self) -> tuple[list[float] | None, float | None]:
+        """Return thresholds or a temperature for the network as it is, whichever it takes, by what decides."""
         found = evaluate(self.predictor.model, self.pictures, predictor=self.predictor)
-        return tune_thresholds(found.labels, found.probabilities)
+        if self.predictor.thresholds is not None:
+            return tune_thresholds(found.labels, found.probabilities), None
+        return None, calibrate(found, found, measured_on=self.split or "val").temperature
 
     def serve(self, kind: str, blend: Blend) -> SoupResult:
         """Put the chosen weights into the network and write it with how it was chosen."""
@@ -130,9 +131,9 @@ class Kitchen:
             }
             with atomic_folder(self.dst, replace=self.overwrite) as folder:
                 spec, classes = self.predictor.preprocess, self.predictor.class_names
-                export_model_folder(
-                    model, folder / "model", preprocess=spec, class_names=classes, thresholds=self.tuned_thresholds()
-                )
+                thresholds, temperature = self.tuned()
+                export = partial(export_model_folder, preprocess=spec, class_names=classes)
+                export(model, folder / "model", thresholds=thresholds, temperature=temperature)
                 write_json(folder / SOUP_FILE, summary)
         return SoupResult(self.dst, model, blend.metrics, blend.chosen, blend.rows)
 

@@ -31,6 +31,7 @@ class Checkpoint:
         preprocess: the evaluation transform; None where the source says nothing.
         class_names: one per row of the head, in order; None where the source says nothing.
         thresholds: of a model for several classes a picture, one per class; else None.
+        temperature: what logits are divided by for calibrated probabilities; None where none was fitted.
         dropped: tensors that the reader set aside, each with its reason.
         notes: what the reader decided, one sentence each.
         earlier: the file that a conversion made this one from, with what has no place here.
@@ -44,6 +45,7 @@ class Checkpoint:
     preprocess: PreprocessSpec | None = None
     class_names: tuple[str, ...] | None = None
     thresholds: tuple[float, ...] | None = None
+    temperature: float | None = None
     dropped: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     earlier: Earlier | None = None

@@ -119,5 +119,6 @@ def from_content(content: FileContent, description: str) -> Checkpoint:
         preprocess=embedded.preprocess if embedded else None,
         class_names=embedded.class_names if embedded else None,
         thresholds=embedded.thresholds if embedded else None,
+        temperature=embedded.temperature if embedded else None,
         notes=content.notes,
     )

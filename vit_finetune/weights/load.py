@@ -259,6 +259,7 @@ def _report(
         preprocess=preprocess_for(model.config, checkpoint.preprocess),
         class_names=names,
         thresholds=checkpoint.thresholds if names is not None else None,
+        temperature=checkpoint.temperature if names is not None else None,
         source=checkpoint.description,
         architecture=model.name,
         notes=(*checkpoint.notes, *converted.notes, *fitted.notes, *notes, *remark),

@@ -2,13 +2,14 @@
 
 A safetensors header carries a flat mapping of strings. Ours has two keys: `format` is "pt", which transformers asks
 for, and `vit_finetune` is one JSON object with `architecture`, `model_args`, `preprocess` and `class_names`, and, of a
-model for several classes a picture, `thresholds`.
+model for several classes a picture, `thresholds`, and of one whose probabilities were calibrated, `temperature`.
 This module only writes and reads that mapping.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Embedded:
         preprocess: the evaluation transform.
         class_names: one per row of the head, in order.
         thresholds: of a model for several classes a picture, the probability from which on it has each; else None.
+        temperature: what logits are divided by for calibrated probabilities; None where none was fitted.
     """
 
     architecture: str | None = None
@@ -36,6 +38,7 @@ class Embedded:
     preprocess: PreprocessSpec | None = None
     class_names: tuple[str, ...] | None = None
     thresholds: tuple[float, ...] | None = None
+    temperature: float | None = None
 
 
 def embedded_metadata(
@@ -45,6 +48,7 @@ def embedded_metadata(
     preprocess: PreprocessSpec | None = None,
     class_names: Sequence[str] | None = None,
     thresholds: Sequence[float] | None = None,
+    temperature: float | None = None,
 ) -> dict[str, str]:
     """Return the header mapping for `safetensors.torch.save_file(..., metadata=...)`.
 
@@ -54,6 +58,7 @@ def embedded_metadata(
         preprocess: the evaluation transform.
         class_names: one per row of the head, in order.
         thresholds: one per class, of a model for several classes a picture.
+        temperature: what logits are divided by for calibrated probabilities.
 
     Returns:
         Strings to strings; the same arguments give the same bytes.
@@ -64,6 +69,7 @@ def embedded_metadata(
         "preprocess": None if preprocess is None else preprocess.to_mapping(),
         "class_names": None if class_names is None else list(class_names),
         **({} if thresholds is None else {"thresholds": list(thresholds)}),
+        **({} if temperature is None else {"temperature": temperature}),
     }
     return {"format": "pt", METADATA_KEY: json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)}
 
@@ -93,8 +99,21 @@ def read_embedded(metadata: Mapping[str, str] | None) -> Embedded | None:
             else PreprocessSpec.from_mapping(preprocess, source="the file's metadata"),
             class_names=None if names is None else tuple(str(name) for name in names),
             thresholds=None if thresholds is None else tuple(float(number) for number in thresholds),
+            temperature=None if value.get("temperature") is None else checked_temperature(value["temperature"]),
         )
     except (ValueError, TypeError, AttributeError) as error:
         raise RequestError(
             f"the safetensors metadata key {METADATA_KEY!r} is damaged ({error}); export the file again"
         ) from error
+
+
+def checked_temperature(value: Any) -> float:
+    """Return a temperature as a file tells it.
+
+    Raises:
+        ValueError: it is not a finite number above 0.
+    """
+    temperature = float(value)
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"a temperature of {temperature}")
+    return temperature

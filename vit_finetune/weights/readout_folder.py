@@ -15,6 +15,7 @@ from vit_finetune.models import Backbone, FeatureLayout, Readout, ReadoutModel, 
 from vit_finetune.models.rel_pos_vit import RelPosViTConfig
 from vit_finetune.models.rope_vit import RopeViTConfig
 from vit_finetune.models.vit_config import ViTConfig
+from vit_finetune.weights.metadata import checked_temperature
 from vit_finetune.weights.readers import read_file, read_json
 from vit_finetune.weights.report import LoadReport
 
@@ -73,6 +74,8 @@ def read_readout_folder(source: str | Path) -> tuple[ReadoutModel, LoadReport]:
     try:
         model, spec = _build(config, folder)
         names = tuple(str(name) for name in config["class_names"])
+        temperature = config.get("temperature")  # runs before calibration have none
+        temperature = None if temperature is None else checked_temperature(temperature)
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, RequestError):
             raise
@@ -89,6 +92,7 @@ def read_readout_folder(source: str | Path) -> tuple[ReadoutModel, LoadReport]:
         source=str(folder),
         architecture=model.name,
         notes=(f"a {model.readout.name} readout of frozen features",),
+        temperature=temperature,
     )
 
 

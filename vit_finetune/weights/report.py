@@ -25,6 +25,7 @@ class LoadReport:
         architecture: timm's name of the network, where known.
         notes: decisions and warnings, one sentence each.
         thresholds: of a file whose head is for several classes a picture: the probability from which on it has each.
+        temperature: of a file whose probabilities were calibrated: what the logits of its head are divided by.
     """
 
     loaded: tuple[str, ...]
@@ -37,6 +38,7 @@ class LoadReport:
     architecture: str | None
     notes: tuple[str, ...]
     thresholds: tuple[float, ...] | None = None
+    temperature: float | None = None
 
     def lines(self) -> list[str]:
         """Return the report in three lines."""
