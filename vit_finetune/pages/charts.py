@@ -15,7 +15,7 @@ import numpy as np
 from markupsafe import Markup
 
 _WIDTH, _HEIGHT = 460, 250  # in the units of the drawing; a page draws them as pixels at most
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 20, 12, 38
+_LEFT, _RIGHT, _TOP, _BOTTOM = 54, 20, 12, 38
 _MOST_POINTS = 300  # of a line; more are averaged
 _FEW_DOTS = 40  # measured points are marked where there are not more
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-_NOTHING = "\N{EN DASH}"
+_NOTHING, _SPACE, _THIN = "\N{EN DASH}", "\N{NO-BREAK SPACE}", "\N{NARROW NO-BREAK SPACE}"
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
@@ -55,12 +55,12 @@ def script_hash(script: str) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share of 1 in percent; a dash for None."""
-    return _NOTHING if value is None else f"{100 * value:.{digits}f} %"
+    return _NOTHING if value is None else f"{100 * value:.{digits}f}{_SPACE}%"
 
 
 def count(value: int | None) -> str:
     """Return a number with thin spaces between thousands; a dash for None."""
-    return _NOTHING if value is None else f"{value:,}".replace(",", "\u202f")
+    return _NOTHING if value is None else f"{value:,}".replace(",", _THIN)
 
 
 def size(value: float | None) -> str:
@@ -69,7 +69,7 @@ def size(value: float | None) -> str:
         return _NOTHING
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if value >= factor:
-            return f"{value / factor:.1f} {unit}"
+            return f"{value / factor:.1f}{_SPACE}{unit}"
     return f"{value:.0f} bytes"
 
 

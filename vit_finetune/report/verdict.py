@@ -69,7 +69,7 @@ def _what_to_know(
     run: RunFolder, rows: Sequence[ClassRow], *, card: DataCard | None, calibration: Calibration | None
 ) -> str:
     """Return the second sentence: the weakest class, and the most important reason for doubt."""
-    parts = [*_weakest(run, rows), *_doubts(run, card), *_confidence(calibration)][:3]
+    parts = [*_weakest(run, rows), *_doubts(run, card)[:1], *_confidence(calibration)]
     text = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])}, and {parts[-1]}"
     return f"{text[0].upper()}{text[1:]}."
 
