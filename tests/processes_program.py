@@ -261,7 +261,10 @@ def run_cases(cases: list[Case], accelerator: Accelerator) -> dict[Any, Any]:
     """Run cases one after another."""
     folder = FOLDER / f"fit_{accelerator.num_processes}"
     images = {size: picture_set(FOLDER / "pictures" / str(size), size) for size in (1, 7, 64, 65)}
-    return {case: run_case(case, images[case.size], accelerator, folder / str(i)) for i, case in enumerate(cases)}
+    return {
+        tuple(case): run_case(case, images[case.size], accelerator, folder / str(number))
+        for number, case in enumerate(cases)
+    }
 
 
 def process(rank: int, world: int, port: int, work: Callable[[Accelerator], dict[Any, Any]]) -> None:

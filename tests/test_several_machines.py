@@ -18,6 +18,7 @@ from run_helpers import ROOT, make_pictures, tiny_config
 from vit_finetune import finetune
 
 pytestmark = pytest.mark.slow
+PATIENCE = 400.0  # until a run of two processes has ended, on a busy machine
 
 # In the place of Slurm's srun, which starts a task on every node; here each of them is told that it is on its own.
 SRUN = """#!/bin/bash
@@ -95,7 +96,7 @@ def test_torchrun__two_launchers_train_one_recipe(root: Path) -> None:
     """Two launchers on two loopback addresses with a process each: the run of one process."""
     port, recipe = free_port(), recipe_of(root, "two")
     launchers = [torchrun(recipe, node, port) for node in (0, 1)]
-    said = [launcher.communicate(timeout=240)[0] for launcher in launchers]
+    said = [launcher.communicate(timeout=PATIENCE)[0] for launcher in launchers]
     assert [launcher.returncode for launcher in launchers] == [0, 0], said
     assert sum(text.count("plan     ") for text in said) == 2, "only the first process speaks"
     assert_equals_one(root, "two")
@@ -126,7 +127,7 @@ def test_slurm_script__trains_one_recipe_and_comes_back(root: Path, tmp_path: Pa
             text=True,
             cwd=ROOT,
             env={**os.environ, **variables},
-            timeout=240,
+            timeout=PATIENCE,
             check=False,
         )
         codes.append(done.returncode)
@@ -142,7 +143,7 @@ def test_torchrun__a_machine_that_is_lost_ends_the_other(root: Path) -> None:
 
     port, recipe = free_port(), recipe_of(root, "lost")
     launchers = [torchrun(recipe, node, port, "train.steps=100000", "evaluation.every_steps=100000") for node in (0, 1)]
-    journal, deadline = root / "lost" / "metrics.jsonl", time.monotonic() + 120
+    journal, deadline = root / "lost" / "metrics.jsonl", time.monotonic() + PATIENCE
     while not (journal.is_file() and journal.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.05)
     ended = psutil.Process(launchers[1].pid)

@@ -11,7 +11,7 @@ import torch
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.machine import num_cores
 from vit_finetune.training import on_main, resolve_device, set_threads, start_accelerator
-from vit_finetune.training.processes import gathered_lists, resolve_precision
+from vit_finetune.training.processes import check_shared, gathered_lists, resolve_precision
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, cuda: bool = False, mps: bool = False, bf16: bool = False) -> None:
@@ -35,7 +35,7 @@ def start(tmp_path: Path, **changes: Any) -> Any:
 @pytest.fixture(autouse=True)
 def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """The environment of a plain process, whatever started the tests."""
-    for name in ("MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS"):
+    for name in ("MIXED_PRECISION", "GRADIENT_ACCUMULATION_STEPS", "USE_FSDP", "USE_DEEPSPEED", "USE_MEGATRON_LM"):
         monkeypatch.delenv(f"ACCELERATE_{name}", raising=False)
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
@@ -132,6 +132,13 @@ def test_start_accelerator__obeys_the_recipe(tmp_path: Path) -> None:
             "ACCELERATE_GRADIENT_ACCUMULATION_STEPS is 4; accumulation follows from train.global_batch_size and "
             "train.per_device_batch_size, so leave it at 1",
         ),
+        (
+            "ACCELERATE_USE_FSDP",
+            "true",
+            "auto",
+            "ACCELERATE_USE_FSDP is true, but how processes share a network is the recipe's run.strategy (auto, ddp or "
+            "fsdp); leave it out of Accelerate's configuration",
+        ),
     ],
 )
 def test_start_accelerator__refuses_a_contradicting_environment(
@@ -183,3 +190,15 @@ def test_on_main__one_process(tmp_path: Path) -> None:
 
     with pytest.raises(RequestError, match="no"):
         on_main(accelerator, refuse)
+
+
+def test_check_shared__names_who_does_not_see_the_folder(tmp_path: Path) -> None:
+    """A file that a process cannot see is told with its number; one that is there is no reason to wait."""
+    accelerator = start(tmp_path)
+    (tmp_path / "there").touch()
+    check_shared(accelerator, tmp_path / "there")
+    with pytest.raises(
+        RequestError, match="process 0 of this run cannot see .*missing, which process 0 wrote"
+    ) as error:
+        check_shared(accelerator, tmp_path / "missing", patience=0.1)
+    assert error.value.is_of_all

@@ -64,15 +64,19 @@ def launch(arguments: Sequence[str], *, num_processes: int) -> tuple[int, str | 
 def _first_cause(failures: Mapping[int, ProcessFailure]) -> tuple[int, str]:
     """Return the exit code and the line of the process that failed for a reason of its own, not for another's end."""
 
-    def is_consequence(failure: ProcessFailure) -> tuple[bool, bool, int]:
-        has_no_reason = not failure.error_file_data.get("message")
-        was_not_killed = failure.exitcode >= 0 or failure.exitcode == -signal.SIGTERM
-        return has_no_reason, was_not_killed, failure.timestamp
+    def reason(failure: ProcessFailure) -> str | None:
+        told = failure.error_file_data.get("message")  # a plain text where the process left no file
+        return told.get("message") if isinstance(told, dict) else None
 
-    rank, failure = min(failures.items(), key=lambda item: is_consequence(item[1]))
-    told = failure.error_file_data.get("message") or {}
+    def is_consequence(rank: int) -> tuple[bool, bool, int]:
+        failure = failures[rank]
+        was_killed = failure.exitcode < 0 and failure.exitcode != -signal.SIGTERM
+        return reason(failure) is None, not was_killed, failure.timestamp
+
+    rank = min(failures, key=is_consequence)
+    failure = failures[rank]
     how = f"exit code {failure.exitcode}" if failure.exitcode >= 0 else f"signal {failure.signal_name()}"
-    return max(1, failure.exitcode), told.get("message") or f"process {rank} of the run ended with {how}"
+    return max(1, failure.exitcode), reason(failure) or f"process {rank} of the run ended with {how}"
 
 
 def _in_a_thread(work: Callable[[], object]) -> None:
