@@ -211,3 +211,15 @@ def test_load_splits__source_that_is_not_there(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(datasets, "load_dataset", refuse)
     with pytest.raises(RequestError, match=r"cannot open the Hub data set someone/pets: .*doesn't exist on the Hub$"):
         load_splits(source="someone/pets")
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_load_splits__weights_of_a_table(streaming: bool, tmp_path: Path) -> None:
+    """A column of weights comes with the training rows of a table, read whole or streamed, and stays with them."""
+    source = tmp_path / "train-00000-of-00001.parquet"
+    table([0, 1] * 4, datasets.ClassLabel(names=["a", "b"]), importance=list(range(8))).to_parquet(source)
+    splits = load_splits(source=source, weight_column="importance", streaming=streaming)
+    assert splits.train.weights is not None
+    assert [int(splits.train.store.key(index).split("#")[1]) for index in range(6)] == splits.train.weights.tolist()
+    assert splits.val is not None
+    assert splits.val.weights is None

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from data_helpers import encode, photo
 from PIL import Image
 
@@ -62,6 +66,30 @@ def test_decode_image__divides_16_bit_by_257() -> None:
     decoded = np.asarray(decode_image(encode(Image.fromarray(values))))
     assert decoded[0, :, 0].tolist() == [0, 0, 1, 100, 100, 255]
     assert (decoded == decoded[..., :1]).all()
+
+
+def png_of_16_bits(values: np.ndarray) -> bytes:
+    """Return a PNG file of colours of 16 bits [H, W, 3], which Pillow cannot write (PNG specification, section 5)."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_decode_image__colour_of_16_bits_is_off_by_one_level_at_most(kind: str) -> None:
+    """16-bit colour arrives as its high byte, which is never more than one level of 255 from the rounded value."""
+    values = np.random.default_rng(0).integers(0, 65536, (40, 50, 3)).astype(np.uint16)
+    file = io.BytesIO(png_of_16_bits(values))
+    if kind == "TIFF":
+        tifffile.imwrite(file := io.BytesIO(), values, photometric="rgb")
+    decoded = np.asarray(decode_image(file.getvalue())).astype(int)
+    assert np.array_equal(decoded, values >> 8)
+    assert np.abs(decoded - np.rint(values / 257)).max() == 1
 
 
 @pytest.mark.parametrize(

@@ -186,3 +186,11 @@ def test_load_splits__shards_that_cannot_be_read(shards: Path) -> None:
         tar.addfile(tarfile.TarInfo("birds/0000.cls"))
     with pytest.raises(RequestError, match=r"birds/0000 comes twice"):
         load_splits(source=shards / "twice.tar")
+
+
+def test_load_splits__weights_in_json(tmp_path: Path) -> None:
+    """A key of the JSON beside each picture tells what it weighs."""
+    write_shard(tmp_path / "a.tar", [sample(n, importance=n / 2) for n in range(6)])
+    train = load_splits(source=tmp_path / "a.tar", val_split=None, weight_column="importance").train
+    assert train.weights is not None
+    assert train.weights.tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
