@@ -16,7 +16,7 @@ from vit_finetune.report.measured import thresholds_of
 from vit_finetune.report.run_folder import RunFolder
 from vit_finetune.report.scored import ScoredSets
 
-_GRID = np.linspace(0, 1, 101)  # thresholds that are tried
+_GRID = tuple(step / 100 for step in range(101))  # thresholds that are tried
 _MOST_LABELS = 6  # with a chart of their own
 _LEGEND = ((1, "precision"), (2, "recall"), (3, "F1"))
 
@@ -62,7 +62,7 @@ def _chart(counts: tuple[NDArray[np.int64], ...], threshold: float | None, name:
     """Return the chart of one label, with the chosen threshold as a line."""
     right, said, have = counts
     some = said > 0
-    x = _GRID[some]
+    x = np.asarray(_GRID)[some]
     precision = right[some] / said[some]
     recall = right[some] / max(1, int(have))
     f1 = 2 * right[some] / (said[some] + have)
