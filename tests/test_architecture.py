@@ -42,7 +42,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predictor": _ALL_ROOMS | {"pictures"},
     "predict": _ALL_ROOMS | {"pictures", "predictor"},
-    "report": _ALL_ROOMS | {"pictures", "predict"},
+    "report": _ALL_ROOMS | {"pictures", "predictor"},
     "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages

@@ -54,13 +54,7 @@ class Row:
 
 
 def finish(
-    config: Config,
-    splits: Splits,
-    accelerator: Accelerator,
-    *,
-    best: Row,
-    rows: Sequence[Row],
-    console: RunConsole,
+    config: Config, splits: Splits, accelerator: Accelerator, *, best: Row, rows: Sequence[Row], console: RunConsole
 ) -> tuple[Backbone, dict[str, float], int]:
     """Score `model/` on the test split, or take over the rung's figures on val; write predictions, figures, report.
 

@@ -11,7 +11,7 @@ from vit_finetune.pages.thumbnails import thumbnail
 from vit_finetune.report.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from vit_finetune.predict import Predictor
+    from vit_finetune.predictor import Predictor
 
 _MOST_BYTES = 1 << 30  # of the attention maps of one picture
 
@@ -58,7 +58,7 @@ class Looking:
 def _loaded(run: RunFolder) -> Predictor:
     """Return the run's model where its maps fit into memory."""
     from vit_finetune.common.errors import RequestError
-    from vit_finetune.predict import Predictor
+    from vit_finetune.predictor import Predictor
 
     device = (run.config.get("run") or {}).get("device", "auto")
     predictor = Predictor(run.path, device=None if device == "auto" else device)

@@ -16,7 +16,7 @@ from vit_finetune.report.measured import thresholds_of
 from vit_finetune.report.run_folder import RunFolder
 from vit_finetune.report.scored import ScoredSets
 
-_GRID = tuple(number / 100 for number in range(101))  # thresholds that are tried
+_GRID = tuple(step / 100 for step in range(101))  # thresholds that are tried
 _MOST_LABELS = 6  # with a chart of their own
 _LEGEND = ((1, "precision"), (2, "recall"), (3, "F1"))
 
