@@ -40,6 +40,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "assembly": _ALL_ROOMS,  # the joints that finetune() needs, so that it reads as a story
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predict": _ALL_ROOMS | {"pictures"},
+    "exported": _ALL_ROOMS | {"predict"},  # an ONNX file in the place of a finished model
+    "shipping": _ALL_ROOMS | {"pictures", "predict"},  # export, proof, card, push of a finished model
     "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict"},
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict"},
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
@@ -47,9 +49,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "pictures", "predict", "readout_run", "staging"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
-    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
+    "cli": _ALL_ROOMS | {"pictures", "predict", "exported", "shipping", "finetune", "sweeps", "preflight"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight", "soups", "sweeps"},
+    "__init__": _ALL_ROOMS | {"pictures", "predict", "shipping", "finetune", "preflight", "soups", "sweeps"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -61,7 +63,7 @@ LIBRARIES = {
     "recipe": {"yaml", "pydantic", "pydantic_core"},
     "config": {"yaml", "pydantic"},
 }
-TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms"}
+TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms", "shipping.readers"}
 INSIDE_FUNCTIONS_ONLY = {"simplejpeg", "optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 
@@ -82,7 +84,7 @@ LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a 
 MAX_SCRIPT_LINES = 60
 
 # A verb joins with its issue, whole.
-VERBS = {"train", "check", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
+VERBS = {"train", "check", "sweep", "evaluate", "predict", "export", "push", "inspect", "convert", "models", "recipes"}
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from vit_finetune.pictures import open_splits
     from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted, picture_batches
     from vit_finetune.preflight import CheckResult, check
+    from vit_finetune.shipping import ExportResult, export_model, push_model
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.sweeps import SweepResult, sweep
     from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, save_adapter
@@ -52,6 +53,7 @@ __all__ = [
     "Config",
     "ConversionReport",
     "EvalResult",
+    "ExportResult",
     "LoadReport",
     "NotRepresentable",
     "Predictions",
@@ -77,6 +79,7 @@ __all__ = [
     "detect_format",
     "evaluate",
     "evaluate_corrupted",
+    "export_model",
     "export_model_folder",
     "finetune",
     "from_pretrained",
@@ -90,6 +93,7 @@ __all__ = [
     "merge_lora",
     "open_splits",
     "picture_batches",
+    "push_model",
     "replace_head",
     "save_adapter",
     "splits_from",
@@ -112,6 +116,7 @@ _ROOMS = {
     "pictures": ("open_splits",),
     "predict": ("Predictor", "evaluate", "evaluate_corrupted", "picture_batches"),
     "preflight": ("CheckResult", "check"),
+    "shipping": ("ExportResult", "export_model", "push_model"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "sweeps": ("SweepResult", "sweep"),
     "tuning": ("add_lora", "apply_tuning", "merge_lora", "save_adapter"),

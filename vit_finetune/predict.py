@@ -20,7 +20,7 @@ from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.data import ImageSet, decode_picture, find_images
 from vit_finetune.data.corruptions import Corruption, over_corruptions
 from vit_finetune.data.loader import eval_batches
-from vit_finetune.data.transforms import build_eval_transform
+from vit_finetune.data.transforms import Transform, build_eval_transform
 from vit_finetune.evaluation import EvalResult, Predictions, score
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import labelled_pictures
@@ -90,7 +90,11 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         self.model.to(self.device).eval()
-        self._transform = build_eval_transform(spec)
+        self._transform = self.transform()
+
+    def transform(self, corruption: Corruption | None = None) -> Transform:
+        """Return the evaluation transform of the model, with a corruption of the cropped picture where one is given."""
+        return build_eval_transform(self.preprocess, corruption=corruption)
 
     def __call__(self, images: Picture | Iterable[Picture]) -> Predictions:
         """Classify pictures.
@@ -248,7 +252,7 @@ def _score(
         raise RequestError(f"the model is for {model} a picture, and these pictures have {data}")
     batches = eval_batches(
         pictures,
-        build_eval_transform(predictor.preprocess, corruption=corruption),
+        predictor.transform(corruption),
         batch_size=predictor.batch_size,
         seed=0 if corruption is None else corruption.seed(seed),
     )
