@@ -42,6 +42,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predictor": _ALL_ROOMS | {"pictures"},
     "predict": _ALL_ROOMS | {"pictures", "predictor"},
+    "exported": _ALL_ROOMS | {"predictor"},  # an ONNX file in the place of a finished model
+    "shipping": _ALL_ROOMS | {"pictures", "predict"},  # export, proof, card, push of a finished model
     "report": _ALL_ROOMS | {"pictures", "predictor"},
     "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
@@ -52,9 +54,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
     "migration": {"common", "config", "models", "recipe"},  # other trainers' arguments as recipes
     "doctor": {"common", "weights"},  # what this installation can do
-    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight", "report", "migration", "doctor"},
+    "cli": _ALL_ROOMS
+    | {"pictures", "predict", "exported", "shipping", "finetune", "sweeps", "preflight"}
+    | {"report", "migration", "doctor"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight", "report", "soups", "sweeps"},
+    "__init__": _ALL_ROOMS | {"pictures", "predict", "shipping", "finetune", "preflight", "report", "soups", "sweeps"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -66,7 +70,7 @@ LIBRARIES = {
     "recipe": {"yaml", "pydantic", "pydantic_core"},
     "config": {"yaml", "pydantic"},
 }
-TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms"}
+TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms", "shipping.readers"}
 INSIDE_FUNCTIONS_ONLY = {"simplejpeg", "optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 
@@ -91,7 +95,7 @@ MAX_SCRIPT_LINES = 60
 
 # A verb joins with its issue, whole.
 VERBS = {
-    *("train", "check", "sweep", "evaluate", "predict", "report", "compare"),
+    *("train", "check", "sweep", "evaluate", "predict", "report", "compare", "export", "push"),
     *("inspect", "convert", "models", "recipes", "doctor", "completion"),
 }
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vit_finetune.predict import Predictor, evaluate, evaluate_corrupted, picture_batches
     from vit_finetune.preflight import CheckResult, check
     from vit_finetune.report import Comparison, compare_runs, write_comparison, write_report
+    from vit_finetune.shipping import ExportResult, export_model, push_model
     from vit_finetune.soups import SoupResult, average_checkpoints, greedy_soup, uniform_soup, wise_ft
     from vit_finetune.sweeps import SweepResult, sweep
     from vit_finetune.tuning import add_lora, apply_tuning, merge_lora, register_tuning_mode, save_adapter
@@ -54,6 +55,7 @@ __all__ = [
     "Config",
     "ConversionReport",
     "EvalResult",
+    "ExportResult",
     "LoadReport",
     "NotRepresentable",
     "Predictions",
@@ -80,6 +82,7 @@ __all__ = [
     "detect_format",
     "evaluate",
     "evaluate_corrupted",
+    "export_model",
     "export_model_folder",
     "finetune",
     "from_pretrained",
@@ -93,6 +96,7 @@ __all__ = [
     "merge_lora",
     "open_splits",
     "picture_batches",
+    "push_model",
     "register_metric",
     "register_tuning_mode",
     "replace_head",
@@ -120,6 +124,7 @@ _ROOMS = {
     "predict": ("Predictor", "evaluate", "evaluate_corrupted", "picture_batches"),
     "preflight": ("CheckResult", "check"),
     "report": ("Comparison", "compare_runs", "write_comparison", "write_report"),
+    "shipping": ("ExportResult", "export_model", "push_model"),
     "soups": ("SoupResult", "average_checkpoints", "greedy_soup", "uniform_soup", "wise_ft"),
     "sweeps": ("SweepResult", "sweep"),
     "tuning": ("add_lora", "apply_tuning", "merge_lora", "register_tuning_mode", "save_adapter"),

@@ -128,7 +128,7 @@ def _score(
         raise RequestError(f"the model is for {model} a picture, and these pictures have {data}")
     batches = eval_batches(
         pictures,
-        build_eval_transform(predictor.preprocess, corruption=corruption),
+        predictor.transform(corruption),
         batch_size=predictor.batch_size,
         seed=0 if corruption is None else corruption.seed(seed),
     )

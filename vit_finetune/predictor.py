@@ -21,7 +21,8 @@ from torch import Tensor
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.data import decode_picture
-from vit_finetune.data.transforms import build_eval_transform
+from vit_finetune.data.corruptions import Corruption
+from vit_finetune.data.transforms import Transform, build_eval_transform
 from vit_finetune.evaluation import Predictions
 from vit_finetune.evaluation.predictions import joined
 from vit_finetune.models import Backbone
@@ -112,7 +113,11 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         self.model.to(self.device).eval()
-        self._transform = build_eval_transform(spec)
+        self._transform = self.transform()
+
+    def transform(self, corruption: Corruption | None = None) -> Transform:
+        """Return the evaluation transform of the model, with a corruption of the cropped picture where one is given."""
+        return build_eval_transform(self.preprocess, corruption=corruption)
 
     def __call__(self, images: Picture | Iterable[Picture]) -> Predictions:
         """Classify pictures.

@@ -3,7 +3,7 @@
 Verbs are listed in the order in which their modules are imported here.
 """
 
-from vit_finetune.cli import making, reporting, starting, using, weights, workshop
+from vit_finetune.cli import making, reporting, shipping, starting, using, weights, workshop
 from vit_finetune.cli.app import app, main
 
-__all__ = ["app", "main", "making", "reporting", "starting", "using", "weights", "workshop"]
+__all__ = ["app", "main", "making", "reporting", "shipping", "starting", "using", "weights", "workshop"]

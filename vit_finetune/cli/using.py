@@ -12,6 +12,7 @@ from vit_finetune.cli.app import Device, ModelArgument, Overwrite, app
 
 if TYPE_CHECKING:
     from vit_finetune.data import Splits
+    from vit_finetune.predict import Predictor
 
 
 @app.command()
@@ -34,12 +35,13 @@ def evaluate(
 ) -> None:
     """Score a finished model on labelled pictures; without DATA, on what its run held out.
 
+    MODEL may be an ONNX file that `export` wrote, which runs through onnxruntime.
+
     Example: vit-finetune evaluate runs/photos ./more_photos
     """
-    from vit_finetune.predict import Predictor
     from vit_finetune.predict import evaluate as score
 
-    predictor = Predictor(model, device=device)
+    predictor = _predictor(model, device)
     section = _data_section(model, data or [])
     result = score(model, section, split=split, predictor=predictor)
     told: dict[str, Any] = {**result.metrics, "num_samples": result.num_samples, "per_class": result.per_class}
@@ -80,6 +82,16 @@ def _note_test(model: str, section: str | dict[str, Any] | Splits, split: str | 
     return note_opening(Path(model), command="evaluate", metrics=metrics)
 
 
+def _predictor(model: str, device: str | None, batch_size: int = 32) -> Predictor:
+    """Return what classifies pictures: a finished model, or an exported ONNX file."""
+    from vit_finetune.exported import OnnxPredictor, is_onnx
+    from vit_finetune.predict import Predictor
+
+    if is_onnx(model):
+        return OnnxPredictor(model, batch_size=batch_size)
+    return Predictor(model, device=device, batch_size=batch_size)
+
+
 def _data_section(model: str, data: list[str]) -> str | dict[str, Any] | Splits:
     """Return the folder, the data section or the run's own splits that the arguments of `evaluate` mean."""
     from vit_finetune.pictures import run_splits
@@ -111,11 +123,10 @@ def predict(
     Example: vit-finetune predict runs/photos holiday/ --output predictions.csv
     """
     from vit_finetune.evaluation import check_output, write_predictions
-    from vit_finetune.predict import Predictor
 
     if output is not None:
         check_output(output, overwrite=overwrite)
-    predictions = Predictor(model, device=device, batch_size=batch_size)(images)
+    predictions = _predictor(model, device, batch_size)(images)
     if output is not None:
         write_predictions(predictions, output, top_k=top_k, overwrite=overwrite)
         print(f"{len(predictions)} predictions in {output}")

@@ -8,6 +8,7 @@ Sources: timm `models/_hub.py`; transformers' image processors (`ViTImageProcess
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -85,10 +86,12 @@ def _preprocessor(spec: PreprocessSpec) -> dict[str, Any]:
     }
     if spec.crop_mode == "squash" and spec.crop_pct == 1:
         return {"image_processor_type": "ViTImageProcessor", **common, "size": {"height": height, "width": width}}
+    high, wide = (math.floor(side / spec.crop_pct) for side in (height, width))  # as timm rounds
+    squashes = spec.crop_mode == "squash"
     return {
         "image_processor_type": "BitImageProcessor",
         **common,
-        "size": {"shortest_edge": round(min(height, width) / spec.crop_pct)},
+        "size": {"height": high, "width": wide} if squashes else {"shortest_edge": min(high, wide)},
         "do_center_crop": True,
         "crop_size": {"height": height, "width": width},
         "do_convert_rgb": True,

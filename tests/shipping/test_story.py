@@ -1,0 +1,164 @@
+"""Exports: each opens in its own library, gives our logits, is refused where it cannot, and carries its proof."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from export_helpers import spec_for, tiny_model
+from PIL import Image
+
+from vit_finetune import Predictor, evaluate, export_model, export_model_folder
+from vit_finetune.common.errors import NotRepresentable, RequestError
+from vit_finetune.data import decode_image
+from vit_finetune.exported import OnnxPredictor
+
+NAMES = ["Kauz", "Rot-Milan", "Zaunkönig"]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of three classes as cameras and scanners make them: turned by EXIF, CMYK, gray, 16 bits, alpha, long."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name in NAMES:
+        (root / name).mkdir()
+    smooth = Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).resize(
+        (130, 90), Image.Resampling.BICUBIC
+    )
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    smooth.save(root / NAMES[0] / "turned.jpg", exif=turned, quality=95)
+    smooth.convert("CMYK").save(root / NAMES[0] / "cmyk.jpg", quality=95)
+    smooth.convert("L").resize((70, 200)).save(root / NAMES[1] / "gray.png")
+    deep = (np.asarray(smooth.convert("L")).astype(np.uint16) * 257) ^ 3
+    Image.fromarray(deep).save(root / NAMES[1] / "deep.png")
+    smooth.resize((400, 66)).save(root / NAMES[2] / "long.png")
+    alpha = smooth.convert("RGBA")
+    alpha.putalpha(smooth.convert("L"))
+    alpha.save(root / NAMES[2] / "alpha.png")
+    return root
+
+
+def folder(tmp_path: Path, name: str = "vit_tiny_patch16_224", **overrides: Any) -> Path:
+    """Write a model folder of a tiny network."""
+    model = tiny_model(name, **{"img_size": (64, 64), **overrides})
+    return export_model_folder(model, tmp_path / "model", preprocess=spec_for(model), class_names=NAMES)
+
+
+def files(pictures: Path) -> list[Path]:
+    """Return the pictures' files, in order."""
+    return sorted(path for path in pictures.rglob("*") if path.is_file())
+
+
+@pytest.mark.parametrize("target", ["timm", "safetensors", "torchvision", "torch_export"])
+def test_export_model__computes_the_same(tmp_path: Path, pictures: Path, target: str) -> None:
+    """Each target opens in its own library with the same best class and logits for every picture."""
+    result = export_model(folder(tmp_path), tmp_path / "out", to=target, images=[pictures])
+    proof = json.loads((tmp_path / "out" / "proof.json").read_text(encoding="utf-8"))
+    assert proof == result.proof
+    assert proof["network"]["num_pictures"] == proof["network"]["num_top1_agreeing"] == 6
+    assert proof["network"]["max_abs_logit_difference"] < 1e-5
+    if target != "torch_export":
+        assert proof["pictures"]["max_abs_probability_difference"] < 1e-5
+        assert proof["pictures"]["num_top1_agreeing"] == 6
+    assert set(result.files) >= {"README.md", "proof.json"}
+
+
+def test_export_model__timm_reads_the_bytes_as_we_do(tmp_path: Path, pictures: Path) -> None:
+    """timm's own transform of the folder gives our probabilities for every file, opened upright and in RGB."""
+    source = folder(tmp_path)
+    export_model(source, tmp_path / "out", images=[pictures])
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(theirs))
+    with torch.inference_mode():
+        logits = torch.cat([theirs(transform(decode_image(path))[None]) for path in files(pictures)])
+    ours = Predictor(source, device="cpu")(files(pictures)).probabilities
+    np.testing.assert_allclose(logits.softmax(1).numpy(), ours, atol=1e-5)
+
+
+def test_export_model__transformers_native_class(tmp_path: Path, pictures: Path) -> None:
+    """transformers opens its own class with labels, and its processor prepares pictures nearly as ours does."""
+    from transformers import AutoModelForImageClassification
+
+    result = export_model(folder(tmp_path), tmp_path / "out", to="transformers", images=[pictures])
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
+    assert type(theirs).__name__ == "ViTForImageClassification"
+    assert theirs.config.id2label == dict(enumerate(NAMES))
+    assert result.proof["network"]["max_abs_logit_difference"] < 1e-5
+    processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text(encoding="utf-8"))
+    assert processor["size"] == {"shortest_edge": 71}  # 64 / 0.9, rounded down as timm does
+    assert any("centre crop" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("target", "instead"), [("transformers", "take --to timm"), ("torchvision", "take --to timm, onnx")]
+)
+def test_export_model__refuses_what_a_class_cannot_hold(tmp_path: Path, target: str, instead: str) -> None:
+    """A network with registers and mean pooling is refused with what to take instead, and nothing is left behind."""
+    source = folder(tmp_path, global_pool="avg", reg_tokens=2)
+    with pytest.raises(NotRepresentable, match=instead):
+        export_model(source, tmp_path / "out", to=target)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_export_model__says_where_there_are_no_pictures(tmp_path: Path) -> None:
+    """Without pictures the proof is on random pixels and says so."""
+    proof = export_model(folder(tmp_path), tmp_path / "out", to="safetensors").proof
+    assert proof["pictures_from"].startswith("none: ")
+    assert "pictures" not in proof
+    assert proof["network_on_random_pixels"]["max_abs_logit_difference"] == 0
+
+
+def test_export_model__refuses_bad_requests(tmp_path: Path) -> None:
+    """An unknown target, another target's options and a taken place are refused; an older export goes if asked."""
+    source = folder(tmp_path)
+    with pytest.raises(RequestError, match="did you mean 'onnx'"):
+        export_model(source, tmp_path / "out", to="onxx")
+    with pytest.raises(RequestError, match="leave them out for timm"):
+        export_model(source, tmp_path / "out", precision="int8")
+    with pytest.raises(RequestError, match="opset is 12; it is from 18"):
+        export_model(source, tmp_path / "out", to="onnx", opset=12)
+    with pytest.raises(RequestError, match="is no folder that an export wrote"):
+        export_model(source, source, overwrite=True)
+    export_model(source, tmp_path / "out")
+    with pytest.raises(RequestError, match="exists already"):
+        export_model(source, tmp_path / "out")
+    export_model(source, tmp_path / "out", to="safetensors", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "README.md",
+        "model.safetensors",
+        "proof.json",
+    ]
+
+
+@pytest.mark.slow
+def test_export_model__onnx_takes_bytes_of_any_size(tmp_path: Path, pictures: Path) -> None:
+    """The ONNX file alone, given decoded bytes, has our best class and probabilities within 1e-3 for every picture."""
+    import onnxruntime
+
+    source = folder(tmp_path)
+    result = export_model(source, tmp_path / "out", to="onnx", images=[pictures])
+    assert result.proof["pictures"]["num_top1_agreeing"] == result.proof["pictures"]["num_pictures"] == 6
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    found = np.concatenate(
+        [
+            session.run(["probabilities"], {"images": np.asarray(decode_image(path))[None]})[0]
+            for path in files(pictures)
+        ]
+    )
+    ours = Predictor(source, device="cpu")(files(pictures)).probabilities
+    assert (found.argmax(1) == ours.argmax(1)).all()
+    assert np.abs(found - ours).max() < 1e-3
+
+    scored = evaluate(source, pictures, predictor=Predictor(source, device="cpu"))
+    same = evaluate(tmp_path / "out" / "model.onnx", pictures, predictor=OnnxPredictor(tmp_path / "out" / "model.onnx"))
+    assert same.metrics["accuracy"] == scored.metrics["accuracy"]
+    assert same.metrics["loss"] == pytest.approx(scored.metrics["loss"], abs=1e-2)
+    predictions = OnnxPredictor(tmp_path / "out" / "model.onnx")(files(pictures))
+    np.testing.assert_allclose(predictions.probabilities, found, atol=1e-6)
