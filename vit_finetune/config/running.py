@@ -63,6 +63,9 @@ class RunConfig(Section):
     """Experiment trackers that get the figures of metrics.jsonl, through Accelerate."""
     log_every_steps: PositiveInt = 1
     """Training figures are written to metrics.jsonl every so many steps."""
+    profile: bool = False
+    """Write profile/ into the run's folder: where the time of three steps goes, on a page (summary.md) and as a trace
+    of torch.profiler (trace.json, for chrome://tracing or Perfetto)."""
     check: Literal["quick", "off"] = "quick"
     """What the command `train` does with the data before it starts: quick reads every file and looks at names, headers,
     copies and classes, stops at what training would stop at and says the rest."""

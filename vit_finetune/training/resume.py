@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "config.yaml"
 # Keys that change how a run is carried out or shown, never what it computes.
-_HARMLESS = ("checkpoint.", "data.cache", "data.num_workers", "run.check", "run.dir", "run.trackers")
+_HARMLESS = (
+    *("checkpoint.", "data.cache", "data.num_workers", "readout.cache_", "run.check", "run.dir", "run.profile"),
+    "run.trackers",
+)
 
 
 def check_run_folder(run_dir: Path, config: Mapping[str, Any], *, resume: bool, overwrite: bool) -> bool:
