@@ -110,8 +110,10 @@ def ours(task: Task, seed: int, place: Path) -> tuple[dict[str, str], float]:
     }, seconds
 
 
-def timm_run(task: Task, seed: int, place: Path, *, lr: float, epochs: int, script: Path, weights: Path) -> float:
-    """Train with timm's script, then write its predictions."""
+def timm_command(
+    task: Task, seed: int, place: Path, *, lr: float, epochs: int, script: Path, weights: Path
+) -> list[str]:
+    """Return the command that trains with timm's script."""
     command = [sys.executable, str(script), str(task.folder), "--train-split", "train", "--val-split", "val"]
     command += ["--model", "vit_small_patch14_dinov2", "--pretrained", "--pretrained-path", str(weights)]
     command += ["--img-size", str(task.img_size), "--model-kwargs", f"img_size={task.img_size}"]
@@ -121,19 +123,44 @@ def timm_run(task: Task, seed: int, place: Path, *, lr: float, epochs: int, scri
     command += ["--min-lr", "0", "--cooldown-epochs", "0", "--scale", "0.35", "1.0", "--hflip", str(task.hflip)]
     command += ["--smoothing", "0.1", "--color-jitter", "0", "--crop-pct", "1.0", "--clip-grad", "1.0"]
     command += ["--seed", str(seed), "--workers", "0", "--no-prefetcher", "--device", "cpu", "--checkpoint-hist", "1"]
-    seconds = run([*command, "--output", str(place.parent), "--experiment", place.name], place.with_suffix(".log"))
+    return [*command, "--output", str(place.parent), "--experiment", place.name]
+
+
+def timm_score(task: Task, place: Path) -> None:
+    """Write the predictions of what timm's script trained."""
     score = [sys.executable, str(PEERS / "timm_predict.py"), "--data", str(task.folder)]
     score += ["--checkpoint", str(place / "last.pth.tar"), "--img-size", str(task.img_size)]
     run([*score, "--output", str(place.with_suffix(".json"))], place.with_suffix(".score.log"))
+
+
+def timm_run(task: Task, seed: int, place: Path, *, lr: float, epochs: int, script: Path, weights: Path) -> float:
+    """Train with timm's script, then write its predictions."""
+    command = timm_command(task, seed, place, lr=lr, epochs=epochs, script=script, weights=weights)
+    seconds = run(command, place.with_suffix(".log"))
+    timm_score(task, place)
     return seconds
 
 
-def hf_run(task: Task, seed: int, place: Path, *, lr: float, epochs: int, weights: Path) -> float:
-    """Train with transformers' Trainer, which writes its predictions."""
+def hf_command(task: Task, seed: int, place: Path, *, lr: float, epochs: int, weights: Path) -> list[str]:
+    """Return the command that trains with transformers' Trainer and writes its predictions."""
     command = [sys.executable, str(PEERS / "hf_trainer.py"), "--data", str(task.folder), "--weights", str(weights)]
     command += ["--output", str(place.with_suffix(".json")), "--img-size", str(task.img_size), "--lr", str(lr)]
-    command += ["--epochs", str(epochs), "--hflip", str(task.hflip), "--seed", str(seed)]
+    return [*command, "--epochs", str(epochs), "--hflip", str(task.hflip), "--seed", str(seed)]
+
+
+def hf_run(task: Task, seed: int, place: Path, *, lr: float, epochs: int, weights: Path) -> float:
+    """Train with transformers' Trainer."""
+    command = hf_command(task, seed, place, lr=lr, epochs=epochs, weights=weights)
     return run(command, place.with_suffix(".log"))
+
+
+def peer_weights(work: Path) -> dict[str, Path]:
+    """Return the demo weights as timm and transformers read them, converted once."""
+    weights = {name: work / f"weights-{name}" for name in ("timm", "hf_dinov2")}
+    for name, folder in weights.items():
+        if not folder.exists():
+            convert_checkpoint("demo", folder, to=name, verify=False)
+    return weights
 
 
 class Book:
@@ -275,10 +302,7 @@ def main() -> None:
 
 def peers(book: Book, task: Task, seeds: range, timm_train: Path | None) -> None:
     """Make the results of timm's and transformers' trainers, from the same weights, in T seconds each."""
-    weights = {name: task.work / f"weights-{name}" for name in ("timm", "hf_dinov2")}
-    for name, folder in weights.items():
-        if not folder.exists():
-            convert_checkpoint("demo", folder, to=name, verify=False)
+    weights = peer_weights(task.work)
     rate = measured_rate(task)
     epochs = max(1, round((task.seconds - START_UP_SECONDS) * rate / task.num_train))
     print(

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from vit_finetune.assembly import (
+    FrozenWork,
     add_adapters,
     blend_with_start,
     build_model,
@@ -61,6 +62,7 @@ from vit_finetune.training import (
 from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.checkpoint import load_checkpoint, load_start, save_start
 from vit_finetune.training.processes import check_shared
+from vit_finetune.training.profiling import profiled
 from vit_finetune.training.sharding import check_strategy
 from vit_finetune.training.stopping import StopRequest
 from vit_finetune.tuning import merge_lora, require_peft, save_adapter
@@ -204,6 +206,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
 
     # Training, with evaluation and checkpoints on the way; most runs have one stage.
     feeder = open_feeder(config, splits, preprocess=preprocess, plan=plan, accelerator=accelerator, console=console)
+    frozen = FrozenWork(config, model, [stage.boundary for stage in staging.tuned], feeder, console)
     options = FitOptions(
         objective=objective,
         max_grad_norm=config.train.max_grad_norm,
@@ -221,8 +224,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         accelerator=accelerator,
         plan=plan,
         options=options,
-        batches=feeder.train(progress.step),
-        evaluate=feeder.val_scorer(),
+        batches=profiled(frozen.train(progress.step), config.run.profile, accelerator, run_dir, console),
+        evaluate=frozen.val_scorer(),
         run_dir=run_dir,
         console=console,
         average=average,

@@ -70,6 +70,17 @@ class Staging:
         if len(plan.stages) > 1 and kind not in _UNWRAPS:
             raise RequestError(f"tuning.mode {config.tuning.mode} has stages, which {kind} does not allow; use full")
         self.tuned: list[Tuned] = [count_tuning(model, stage.mode, **self._choice(stage)) for stage in plan.stages]
+        self._check_prefix(config.tuning.cache_prefix, kind)
+
+    def _check_prefix(self, wanted: int | str, kind: str) -> None:
+        """Refuse to keep what nothing frozen comes before, or what no process holds whole."""
+        if isinstance(wanted, int) and not any(tuned.boundary for tuned in self.tuned):
+            raise RequestError(
+                f"tuning.cache_prefix {wanted} keeps what frozen blocks give, and with tuning.mode "
+                f"{self._config.tuning.mode} the first block or what comes before it trains; use off"
+            )
+        if wanted != "off" and kind not in _UNWRAPS:
+            raise RequestError(f"tuning.cache_prefix runs a part of the network, which {kind} does not allow; use off")
 
     def _choice(self, stage: Stage) -> dict[str, Any]:
         tuning = self._config.tuning

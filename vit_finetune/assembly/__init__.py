@@ -4,6 +4,7 @@
 """
 
 from vit_finetune.assembly.feeding import Feeder, blend_with_start, open_feeder
+from vit_finetune.assembly.frozen import FrozenWork
 from vit_finetune.assembly.learning import make_objective, settle_metric
 from vit_finetune.assembly.network import add_adapters, build_model, preprocess_of, train_transform_of
 from vit_finetune.assembly.numbers import make_plan, settle_micro_batch
@@ -12,6 +13,7 @@ from vit_finetune.assembly.telling import end_screen, flat, start_screen
 
 __all__ = [
     "Feeder",
+    "FrozenWork",
     "add_adapters",
     "blend_with_start",
     "build_model",

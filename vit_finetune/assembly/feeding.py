@@ -27,6 +27,7 @@ from vit_finetune.data.loader import eval_batches, train_batches
 from vit_finetune.data.pixels import Normalise
 from vit_finetune.data.prepared import EvalPreparation
 from vit_finetune.data.transforms import Transform, build_eval_crop, build_eval_rest
+from vit_finetune.data.workers import Worker
 from vit_finetune.evaluation import (
     WISE_FT_ALPHAS,
     Blend,
@@ -90,9 +91,20 @@ class Feeder:
         workers = num_workers_of(self.config, self.accelerator)
         return [*self.skipped.lines(), *self.wait.lines(self.config.data, num_workers=workers)]
 
-    def train(self, start_step: int) -> Iterator[list[Batch | BytesBatch]]:
-        """Yield the micro-batches of every step from `start_step` to the last."""
+    def train(
+        self, start_step: int, *, until: int | None = None, make_worker: Callable[..., Worker] = Worker
+    ) -> Iterator[list[Batch | BytesBatch]]:
+        """Yield the micro-batches of every step from `start_step` to the last, or to `until` steps done.
+
+        Args:
+            start_step: steps done.
+            until: steps done then.
+            make_worker: see `train_batches`.
+        """
         plan = self.plan
+        share = self._share() | (
+            {} if make_worker is Worker else {"num_workers": 0}
+        )  # rows of a table need no decoding
         steps = train_batches(
             self.sources["train"],
             train_transform_of(self.config, self.preprocess, as_bytes=self._as_bytes),
@@ -100,10 +112,11 @@ class Feeder:
             global_batch_size=plan.global_batch_size,
             per_device_batch_size=plan.per_device_batch_size,
             start_step=start_step,
-            num_steps=plan.num_steps - start_step,
+            num_steps=(plan.num_steps if until is None else until) - start_step,
             balanced=self.config.train.imbalance == "balanced_sampler",
             in_pairs=self.config.train.mixes,
-            **self._share(),
+            make_worker=make_worker,
+            **share,
         )
         return self.wait.timed([self._arriving(batch) for batch in step] for step in steps)
 
@@ -157,6 +170,7 @@ class Feeder:
         keep_predictions: bool = False,
         corruption: Corruption | None = None,
         thresholds: Sequence[float] | None = None,
+        make_worker: Callable[..., Worker] = Worker,
     ) -> EvalResult:
         """Score every picture that can be read once over all processes."""
         size = self.config.evaluation.batch_size
@@ -168,6 +182,7 @@ class Feeder:
             self._eval_transform(corruption, is_cropped=is_cropped),
             batch_size=size,
             seed=0 if corruption is None else corruption.seed(self.plan.seed),
+            make_worker=make_worker,
             **self._share(),
         )
         bad: list[BadImage] = []

@@ -30,6 +30,9 @@ def train(
         str | None, typer.Option(metavar="TIME", help="Stop and save before so much time is over; go on by --resume.")
     ] = None,
     num_processes: Annotated[int, typer.Option(min=1, help="Processes on this machine that share the run.")] = 1,
+    profile: Annotated[
+        bool, typer.Option("--profile", help="Write where a step's time goes: run.profile=true.")
+    ] = False,
 ) -> None:
     """Fine-tune a model as a recipe says.
 
@@ -43,6 +46,7 @@ def train(
 
     recipe, implied = recipe_of_pictures(recipe)
     overrides = [*implied, *([f"train.budget={budget}"] if budget is not None else []), *(overrides or [])]
+    overrides += ["run.profile=true"] * profile
     config = Config.load(recipe, overrides=overrides)
     seconds = None if time_limit is None else seconds_of(time_limit)
     if budget is not None and config.train.budget != budget:

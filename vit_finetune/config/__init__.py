@@ -66,6 +66,9 @@ class Config(Section):
             raise ValueError("tuning.mode readout keeps features; leave data.cache and data.working_size out")
         if self.tuning.mode == "readout" and self.data.weight_column is not None:
             raise ValueError("tuning.mode readout weighs all pictures alike; leave data.weight_column out")
+        if isinstance(self.tuning.cache_prefix, int) and (self.train.mixes or self.data.on_bad_image != "error"):
+            what = "train.mixup_alpha and cutmix_alpha, which mix pixels" if self.train.mixes else "bad images left out"
+            raise ValueError(f"tuning.cache_prefix keeps what the network makes of whole pictures, not {what}; use off")
         return self
 
     @model_validator(mode="after")

@@ -73,6 +73,9 @@ class RunConfig(Section):
     report: Literal["auto", "off"] = "auto"
     """auto: at the end report.html is written into the run's folder, one page that needs nothing else. A report that
     cannot be written is told of and fails nothing. Rungs of a budget and trials of a sweep have none of their own."""
+    profile: bool = False
+    """Write profile/ into the run's folder: where the time of three steps goes, on a page (summary.md) and as a trace
+    of torch.profiler (trace.json, for chrome://tracing or Perfetto)."""
     check: Literal["quick", "off"] = "quick"
     """What the command `train` does with the data before it starts: quick reads every file and looks at names, headers,
     copies and classes, stops at what training would stop at and says the rest."""

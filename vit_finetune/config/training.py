@@ -50,6 +50,10 @@ class TuningConfig(Section):
     """For lp_ft: peak learning rate while only the head trains; null takes optimizer.lr."""
     lora: LoraConfig | None = None
     """For lora: the adapters; null with another mode."""
+    cache_prefix: PositiveInt | Literal["off", "auto"] = "off"
+    """Compute what comes before the first block that trains once, and keep it (readout.cache_dir, .cache_limit_gb). N
+    keeps N views of each training picture: epoch e sees the view that it would see without this in epoch e modulo N,
+    so N >= epochs repeats none. auto: one view where the data section varies nothing, the same result; else off."""
     train: tuple[str, ...] = ()
     """Patterns of parameter names that train, too, such as [norm.*, blocks.0.*]; * stands for anything."""
     freeze: tuple[str, ...] = ()

@@ -49,6 +49,7 @@ def train_batches(
     balanced: bool = False,
     in_pairs: bool = False,
     skip_bad: bool = False,
+    make_worker: Callable[..., Worker] = Worker,
 ) -> Iterator[list[Batch]]:
     """Yield this rank's micro-batches of each training step.
 
@@ -68,6 +69,7 @@ def train_batches(
         in_pairs: never part the samples 2i and 2i + 1 of a global batch; both sizes are even.
         skip_bad: leave out a picture that cannot be read, and in pairs its neighbour for that step, instead of raising;
             `Batch.bad` names it. No other picture takes its place.
+        make_worker: makes what answers requests, with the arguments of `Worker`.
 
     Yields:
         For each step one or more batches. Their number may differ between ranks. A batch is empty only where all the
@@ -93,7 +95,7 @@ def train_batches(
             image_set.weights,
         )
     )
-    worker = Worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
+    worker = make_worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
     return _steps(run_workers(worker, requests, num_workers, pin_memory=pin_memory))
 
 
@@ -155,6 +157,7 @@ def eval_batches(
     num_workers: int = 0,
     pin_memory: bool = False,
     skip_bad: bool = False,
+    make_worker: Callable[..., Worker] = Worker,
 ) -> Iterator[Batch]:
     """Yield this rank's share of an image set, in order, every sample once over all ranks.
 
@@ -169,6 +172,7 @@ def eval_batches(
         num_workers: processes that decode beside this one; 0 decodes here. Does not change the result.
         pin_memory: hand over page-locked memory, for faster copies to a GPU.
         skip_bad: leave out a picture that cannot be read instead of raising; `Batch.bad` names it.
+        make_worker: makes what answers requests, with the arguments of `Worker`.
 
     Yields:
         Batches, empty where all their samples are bad; none where there are more ranks than samples and this rank has
@@ -185,7 +189,7 @@ def eval_batches(
         for start in range(0, len(indices), batch_size)
         for part in [indices[start : start + batch_size]]
     )
-    worker = Worker(image_set, transform, seed, skip_bad=skip_bad)
+    worker = make_worker(image_set, transform, seed, skip_bad=skip_bad)
     results = run_workers(worker, requests, num_workers, pin_memory=pin_memory)
     return (result.batch for result in results)
 

@@ -10,6 +10,7 @@ from vit_finetune.models.bias_table import resize_bias_table
 from vit_finetune.models.features import FeatureLayout, read_features
 from vit_finetune.models.head import replace_head
 from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.prefix import SecondHalf, boundary_of, forward_prefix, prefix_tensors
 from vit_finetune.models.readout import (
     AttentiveReadout,
     KNNReadout,
@@ -38,15 +39,19 @@ __all__ = [
     "RelPosViTConfig",
     "RopeViT",
     "RopeViTConfig",
+    "SecondHalf",
     "SummaryRow",
     "ViTConfig",
     "VisionTransformer",
     "attention_maps",
+    "boundary_of",
     "build_model",
     "build_readout",
     "count_parameters",
     "create_model",
+    "forward_prefix",
     "list_models",
+    "prefix_tensors",
     "read_features",
     "replace_head",
     "resize_bias_table",

@@ -128,10 +128,10 @@ class Attention(Heads):
         self.proj = nn.Linear(inner, dim, bias=config.proj_bias)
         self.proj_drop = nn.Dropout(config.proj_drop_rate)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [B, N, D] of tokens [B, N, D]."""
+    def forward(self, x: Tensor, num_tokens: int | None = None) -> Tensor:
+        """Return tokens [B, N, D] of tokens [B, N, D], or the first `num_tokens` of them, which look at all."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        out: Tensor = self.proj_drop(self.proj(self.norm(self.mix(q, k, v))))
+        out: Tensor = self.proj_drop(self.proj(self.norm(self.mix(q[:, :num_tokens], k, v))))
         return out
 
     def attention_map(self, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from vit_finetune.common.errors import RequestError
 from vit_finetune.models.layers import PatchEmbed
 from vit_finetune.models.network_config import NetworkConfig
+from vit_finetune.models.prefix import forward_from
 
 # Where a parameter sits, by the first part of its name (`blocks.i` is i + 1): counted from the front, or, if negative,
 # from the end.
@@ -31,7 +32,13 @@ _DEPTHS = {
 
 
 class BlockBase(nn.Module):
-    """What the network knows of a block: tokens in, tokens out, and its attention maps."""
+    """What the network knows of a block: tokens in, tokens out, and its attention maps.
+
+    Attributes:
+        can_shorten: whether `forward` takes, after the seeds, how many tokens are wanted of it, and computes no others.
+    """
+
+    can_shorten = False
 
     def forward(self, x: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
         """Return tokens [B, N, D] of tokens [B, N, D]; `sample_seeds` int64 [B] decide DropPath (see `noise.py`)."""
@@ -55,7 +62,7 @@ class Backbone(nn.Module):
 
     Attributes of note: `config`, `name` (the architecture it was created as, or None), `embed_dim` and `num_features`
     (D), `num_classes` (K), `num_prefix_tokens` (before the patches), `eval_parts` (names of parts that stay in eval
-    mode while the network trains: frozen ones, whose dropout nothing would learn from).
+    mode while the network trains: frozen ones), `boundary` (the last before all that trains, see `prefix.py`; 0: none).
 
     Args:
         config: the network.
@@ -77,6 +84,7 @@ class Backbone(nn.Module):
         self.num_classes, self.num_prefix_tokens = config.num_classes, config.num_prefix_tokens
         self.head_dist = None
         self.eval_parts: frozenset[str] = frozenset()
+        self.boundary = 0
 
     def train(self, mode: bool = True) -> Self:
         """Switch dropout and DropPath on or off, as torch does; `eval_parts` stay off.
@@ -122,11 +130,16 @@ class Backbone(nn.Module):
                 f"give one int64 per image, {x.shape[0]} of them"
             )
 
-    def _run(self, block: BlockBase, x: Tensor, sample_seeds: Tensor | None, positions: tuple[Tensor, ...]) -> Tensor:
+    def _run(self, block: BlockBase, x: Tensor, sample_seeds: Tensor | None, more: tuple[Any, ...]) -> Tensor:
         """Apply a block, keeping only its input for the backward pass where checkpointing is on."""
         if self.grad_checkpointing:
-            return cast("Tensor", checkpoint(block, x, sample_seeds, *positions, use_reentrant=False))
-        return cast("Tensor", block(x, sample_seeds, *positions))
+            return cast("Tensor", checkpoint(block, x, sample_seeds, *more, use_reentrant=False))
+        return cast("Tensor", block(x, sample_seeds, *more))
+
+    @property
+    def num_pooled_tokens(self) -> int | None:
+        """How many tokens, from the first on, `forward_head` looks at; None for all."""
+        return None
 
     def forward_features(self, x: Tensor, *, sample_seeds: Tensor | None = None) -> Tensor:
         """Return all tokens after the last block and the final norm (where that norm comes before pooling).
@@ -161,7 +174,8 @@ class Backbone(nn.Module):
         """Return logits of images.
 
         Args:
-            x: images [B, C, H, W], normalised as the weights expect.
+            x: images [B, C, H, W], normalised as the weights expect; or what `forward_prefix` gave of them at
+                `boundary`, [B, N, D] or [B, D].
             sample_seeds: int64 [B], one number per image and step. In training they alone decide DropPath, patch
                 dropout and the scaling of rotary positions, so the same number gives the same decisions in any batch;
                 None leaves it to torch's generator.
@@ -172,7 +186,32 @@ class Backbone(nn.Module):
         Raises:
             RequestError: the images' shape is not what the model takes.
         """
-        return self.forward_head(self.forward_features(x, sample_seeds=sample_seeds))
+        if x.ndim < 4 and self.boundary:
+            return forward_from(self, x, self.boundary, sample_seeds=sample_seeds)
+        x, positions = self.start(x, sample_seeds=sample_seeds)
+        return self.finish(x, positions, sample_seeds=sample_seeds)
+
+    def finish(
+        self,
+        x: Tensor,
+        positions: Sequence[tuple[Tensor, ...]],
+        *,
+        first: int = 0,
+        sample_seeds: Tensor | None = None,
+    ) -> Tensor:
+        """Return logits of tokens that have some blocks behind them; the last one makes only what is pooled.
+
+        Args:
+            x: tokens [B, N, D].
+            positions: of every block, from `start`.
+            first: the block that sees `x`.
+            sample_seeds: int64 [B], see `forward`.
+        """
+        last, wanted = len(self.blocks) - 1, self.num_pooled_tokens
+        for index, block in list(enumerate(self.blocks))[first:]:
+            shortened = (wanted,) if index == last and wanted and block.can_shorten else ()
+            x = self._run(block, x, sample_seeds, (*positions[index], *shortened))
+        return self.forward_head(self.norm(x))
 
     def get_intermediate_layers(
         self,

@@ -29,6 +29,8 @@ class Block(BlockBase):
         index: the block's number, from 0.
     """
 
+    can_shorten = True
+
     def __init__(self, config: ViTConfig, index: int) -> None:
         super().__init__()
         self.norm1 = build_norm(config, config.embed_dim)
@@ -40,9 +42,9 @@ class Block(BlockBase):
         self.ls2 = build_layer_scale(config)
         self.drop_path2 = build_drop_path(config, index, place=1)
 
-    def forward(self, x: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
-        """Return tokens [B, N, D]."""
-        x = x + self.drop_path1(self.ls1(self.attn(self.norm1(x))), sample_seeds)
+    def forward(self, x: Tensor, sample_seeds: Tensor | None = None, num_tokens: int | None = None) -> Tensor:
+        """Return tokens [B, N, D], or the first `num_tokens` of them, which look at all."""
+        x = x[:, :num_tokens] + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_tokens)), sample_seeds)
         out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))), sample_seeds)
         return out
 

@@ -93,6 +93,13 @@ class VisionTransformer(Backbone):
         """Return what the first block sees; tokens carry their positions, so blocks are given none."""
         return self.embed(x, sample_seeds=sample_seeds), [()] * len(self.blocks)
 
+    @property
+    def num_pooled_tokens(self) -> int | None:
+        """How many tokens the head looks at: the class token, and that of distillation; None for all."""
+        if self.config.distilled:
+            return 2
+        return 1 if self.config.global_pool == "token" else None
+
     def pool(self, x: Tensor) -> Tensor:
         """Return one vector [B, D] per image of tokens [B, N, D]; all of them where `global_pool` is ""."""
         if self.config.global_pool == "":

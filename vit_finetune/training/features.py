@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import WorkError
-from vit_finetune.models import Backbone, FeatureLayout, read_features
+from vit_finetune.models import Backbone, FeatureLayout, forward_prefix, prefix_tensors, read_features
 from vit_finetune.models.features import Input
 from vit_finetune.training.feature_cache import FeatureCache, Shapes, cache_key, write_rows
 from vit_finetune.training.shared_entries import fill_entry
@@ -40,6 +40,20 @@ class PictureBatch(Protocol):
         """Places in the split, ascending, int64 [B]."""
 
 
+class Source(Protocol):
+    """What gives features of pictures."""
+
+    @property
+    def dtype(self) -> str:
+        """Of what is kept."""
+
+    def shapes(self, count: int) -> Shapes:
+        """Return the shapes of the arrays of so many pictures."""
+
+    def read(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Return the features of images [B, C, H, W] by name, [B, ...]."""
+
+
 @dataclass(frozen=True)
 class FeatureSource:
     """A frozen network and how its features are kept.
@@ -59,6 +73,10 @@ class FeatureSource:
     def shapes(self, count: int) -> Shapes:
         """Return the shapes of the arrays of so many pictures."""
         return {name: (count, *shape) for name, shape in self.layout.shapes(self.backbone).items()}
+
+    def read(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Return the features of images [B, C, H, W] by name, [B, ...]."""
+        return read_features(self.backbone, images, self.layout)
 
     def facts(self, pictures: str, transform: Mapping[str, Any], accelerator: Accelerator) -> dict[str, Any]:
         """Return all that the features of some pictures depend on.
@@ -123,19 +141,60 @@ class FeatureTable:
         return torch.from_numpy(np.tile(self.labels[rows], len(self.views) if all_views else 1))
 
 
+@dataclass(frozen=True)
+class PrefixSource:
+    """The first half of a network, in which nothing trains (`models.prefix`).
+
+    Attributes:
+        backbone: the network, on its device.
+        boundary: where the second half begins, above 0.
+        dtype: of what is kept: as it is computed, so that nothing is rounded.
+    """
+
+    backbone: Backbone
+    boundary: int
+    dtype: str = "float32"
+
+    def shapes(self, count: int) -> Shapes:
+        """Return the shape of the one array of so many pictures."""
+        width, is_pooled = self.backbone.embed_dim, self.boundary > len(self.backbone.blocks)
+        return {"prefix": (count, width) if is_pooled else (count, self.backbone.config.num_tokens, width)}
+
+    def read(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Return what the second half is given of images [B, C, H, W]."""
+        return {"prefix": forward_prefix(self.backbone, images, self.boundary)}
+
+    def facts(self, accelerator: Accelerator) -> dict[str, Any]:
+        """Return all that its numbers depend on but the pictures, their rounding included."""
+        return {
+            "format": _FORMAT,
+            "weights": digest_of(prefix_tensors(self.backbone, self.boundary)),
+            "network": {name: str(value) for name, value in self.backbone.config.to_mapping().items()},
+            "boundary": self.boundary,
+            "device": accelerator.device.type,
+            "precision": accelerator.mixed_precision,
+            "num_processes": accelerator.num_processes,
+            "num_threads": torch.get_num_threads(),
+        }
+
+
 def weights_digest(backbone: Backbone) -> str:
     """Return a digest of every tensor but the head's, 64 hexadecimal digits."""
+    return digest_of(item for item in backbone.state_dict().items() if not item[0].startswith(_HEAD))
+
+
+def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Return a digest of named tensors, 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    for name, tensor in backbone.state_dict().items():
-        if not name.startswith(_HEAD):
-            value = tensor.detach().cpu().contiguous()
-            digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-            digest.update(value.flatten().view(torch.uint8).numpy().data)
+    for name, tensor in tensors:
+        value = tensor.detach().cpu().contiguous()
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def cached_features(
-    source: FeatureSource,
+    source: Source,
     batches: Callable[[], Iterable[PictureBatch]],
     *,
     count: int,
@@ -147,10 +206,10 @@ def cached_features(
     """Return the features of pictures, out of the cache or computed into it.
 
     Args:
-        source: the network and the layout.
+        source: what computes them.
         batches: gives this process's share of the pictures, in order.
         count: pictures over all processes.
-        facts: of `FeatureSource.facts`; they name the entry.
+        facts: all that they depend on; they name the entry.
         cache: where entries lie, on a disk that all processes share.
         accelerator: of the run.
         keep: keys that this run uses too, and that must not be evicted for this one.
@@ -187,8 +246,8 @@ def cached_features(
 
 
 @torch.inference_mode()
-def _read_batch(source: FeatureSource, batch: PictureBatch, accelerator: Accelerator) -> dict[str, np.ndarray]:
+def _read_batch(source: Source, batch: PictureBatch, accelerator: Accelerator) -> dict[str, np.ndarray]:
     images = batch.images.to(accelerator.device, non_blocking=True)
     with accelerator.autocast():
-        features = read_features(source.backbone, images, source.layout)
+        features = source.read(images)
     return {name: value.float().cpu().numpy() for name, value in features.items()}

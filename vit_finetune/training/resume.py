@@ -29,8 +29,16 @@ if TYPE_CHECKING:
 CONFIG_FILE = "config.yaml"
 # Keys that change how a run is carried out or shown, never what it computes.
 _HARMLESS = (
-    *("checkpoint.", "data.cache", "data.num_workers", "run.check", "run.dir", "run.report", "run.trackers"),
-    *("run.strategy", "run.fsdp_cpu_offload"),
+    *(
+        "checkpoint.",
+        "data.cache",
+        "data.num_workers",
+        "readout.cache_",
+        "run.check",
+        "run.dir",
+        "run.fsdp_cpu_offload",
+    ),
+    *("run.profile", "run.report", "run.strategy", "run.trackers"),
 )
 
 

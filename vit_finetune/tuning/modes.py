@@ -17,7 +17,7 @@ from torch import nn
 from vit_finetune.common.additions import ADDED_TUNING_MODES, TuningMode, add
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import did_you_mean
-from vit_finetune.models import Backbone
+from vit_finetune.models import Backbone, boundary_of
 
 MODES = ("full", "linear_probe", "last_n", "bias", "norm", "attention", "lora")
 # Parts without parameters of their own (rotary ones excepted) that disturb what the first block sees.
@@ -43,10 +43,17 @@ def register_tuning_mode(name: str, choose: TuningMode) -> None:
 
 @dataclass(frozen=True)
 class Tuned:
-    """How many parameters train and how many are frozen."""
+    """How many parameters train and how many are frozen; and the last boundary before those that train.
+
+    Attributes:
+        num_trained: values of parameters.
+        num_frozen: values of parameters.
+        boundary: blocks before everything that trains; depth + 1 where the head alone does.
+    """
 
     num_trained: int
     num_frozen: int
+    boundary: int
 
 
 def apply_tuning(
@@ -57,7 +64,7 @@ def apply_tuning(
     train: Sequence[str] = (),
     freeze: Sequence[str] = (),
 ) -> Tuned:
-    """Set `requires_grad` of every parameter, and which frozen parts stay in eval mode (`Backbone.eval_parts`).
+    """Set `requires_grad` of every parameter, which frozen parts stay in eval mode, and `Backbone.boundary`.
 
     A frozen block, and the embedding where it and the first block are frozen, has no dropout, DropPath or patch dropout
     in training. Torch records nothing for the backward pass until the first parameter that trains.
@@ -83,7 +90,9 @@ def apply_tuning(
         parameter.requires_grad_(name in trained)
     model.eval_parts = _parts_at_rest(model, trained)
     model.train(model.training)
-    return _count(model, trained)
+    tuned = _count(model, trained)
+    model.boundary = tuned.boundary
+    return tuned
 
 
 def count_tuning(
@@ -112,7 +121,7 @@ def count_tuning(
 def _count(model: Backbone, trained: Collection[str]) -> Tuned:
     sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
     num_trained = sum(sizes[name] for name in trained)
-    return Tuned(num_trained, sum(sizes.values()) - num_trained)
+    return Tuned(num_trained, sum(sizes.values()) - num_trained, boundary_of(model, trained))
 
 
 def _trained_names(

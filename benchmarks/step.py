@@ -1,0 +1,287 @@
+"""One training step and one inference batch: our network against timm's and transformers', on the same pictures.
+
+Each network has random weights of the same shape, plain AdamW (fused, as each library's trainer uses it on this
+device), cross-entropy, and no dropout. Contenders take turns within one process, so that a busy machine slows all of
+them alike; the figure is the median of the ratios. The rate of the arithmetic (operations of timm's network, counted by
+torch) is held against the machine's matrix products, which take their turns too. Peak memory is that of a process of
+its own, above what it holds after its imports.
+
+Run: python benchmarks/step.py [--case small:224:16 ...] [--mode full|last_n|linear_probe|lora] [--output step.json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vit_finetune import create_model
+from vit_finetune.common.files import write_json
+from vit_finetune.tuning import add_lora, apply_tuning
+
+NAMES = {
+    "tiny": "vit_tiny_patch16_224",
+    "small": "vit_small_patch14_dinov2",
+    "base": "vit_base_patch16_224",
+}
+SHAPES = {"tiny": (192, 12, 3, 16), "small": (384, 12, 6, 14), "base": (768, 12, 12, 16)}
+MODES = {"full": {}, "linear_probe": {}, "last_n": {"num_blocks": 3}, "lora": {}}
+NUM_CLASSES = 10
+WORKER = "--worker"
+
+
+class Case(NamedTuple):
+    """A network at a picture size, with a batch."""
+
+    size: str
+    img_size: int
+    batch: int
+    mode: str = "full"
+    precision: str = "fp32"
+
+    def images(self) -> Tensor:
+        """Return pixels [B, 3, H, W]."""
+        return torch.randn(self.batch, 3, self.img_size, self.img_size)
+
+
+def ours(case: Case) -> nn.Module:
+    """Build ours."""
+    model = create_model(NAMES[case.size], img_size=case.img_size, num_classes=NUM_CLASSES)
+    if case.mode == "lora":
+        add_lora(model)
+    apply_tuning(model, case.mode, **MODES[case.mode])
+    return model
+
+
+def timms(case: Case) -> nn.Module:
+    """Build timm's, with the same parameters training (names are equal); peft puts its adapters in."""
+    import timm
+
+    model: nn.Module = timm.create_model(NAMES[case.size], img_size=case.img_size, num_classes=NUM_CLASSES)
+    if case.mode == "lora":
+        from peft import LoraConfig, inject_adapter_in_model
+
+        layers = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and "blocks" in name]
+        inject_adapter_in_model(LoraConfig(r=16, lora_alpha=16, target_modules=layers), model)
+    trained = {name for name, parameter in ours(case).named_parameters() if parameter.requires_grad}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trained)
+    return model
+
+
+def transformers_own(case: Case) -> nn.Module:
+    """Build transformers', in full training only: other modes would need other names."""
+    from transformers import Dinov2Config, Dinov2ForImageClassification, ViTConfig, ViTForImageClassification
+
+    width, depth, heads, patch = SHAPES[case.size]
+    shape: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "image_size": case.img_size,
+        "patch_size": patch,
+        "num_labels": NUM_CLASSES,
+    }
+    if case.size == "small":
+        return Dinov2ForImageClassification(Dinov2Config(**shape))
+    return ViTForImageClassification(ViTConfig(intermediate_size=4 * width, **shape))
+
+
+BUILDERS: Mapping[str, Callable[[Case], nn.Module]] = {"ours": ours, "timm": timms, "transformers": transformers_own}
+
+
+class Contender:
+    """A network with its optimizer and a batch.
+
+    Args:
+        library: key of BUILDERS.
+        case: what is computed.
+    """
+
+    def __init__(self, library: str, case: Case) -> None:
+        torch.manual_seed(0)
+        self.model, self.case = BUILDERS[library](case), case
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(trained, lr=1e-5, fused=True)
+        self.images, self.labels = case.images(), torch.randint(NUM_CLASSES, (case.batch,))
+
+    def _cast(self) -> AbstractContextManager[Any]:
+        return torch.autocast("cpu", torch.bfloat16) if self.case.precision == "bf16" else nullcontext()
+
+    def _logits(self) -> Tensor:
+        out = self.model(self.images)
+        return out if isinstance(out, Tensor) else out.logits
+
+    def backward(self) -> None:
+        """Go forward and backward."""
+        self.model.train()
+        with self._cast():
+            loss = nn.functional.cross_entropy(self._logits().float(), self.labels)
+        loss.backward()
+
+    def step(self) -> None:
+        """Do one training step."""
+        self.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    @torch.inference_mode()
+    def infer(self) -> None:
+        """Do one batch without gradients."""
+        self.model.eval()
+        with self._cast():
+            self._logits()
+
+
+def flops(work: Callable[[], None]) -> int:
+    """Return the floating-point operations of matrix products in some work."""
+    with FlopCounterMode(display=False) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def seconds_of(work: Callable[[], None]) -> float:
+    """Return the wall seconds of some work."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def products(case: Case) -> tuple[Callable[[], None], int]:
+    """Return matrix products as those of the network's MLPs, and how many operations they are."""
+    width, _, _, patch = SHAPES[case.size]
+    tokens = case.batch * ((case.img_size // patch) ** 2 + 1)
+    dtype = torch.bfloat16 if case.precision == "bf16" else torch.float32
+    a, b = torch.randn(tokens, width, dtype=dtype), torch.randn(width, 4 * width, dtype=dtype)
+    out = a @ b
+    repeats = max(1, int(2e9 // (8 * tokens * width * width)))
+
+    def work() -> None:
+        for _ in range(repeats):
+            torch.mm(a, b, out=out)
+
+    return work, repeats * 8 * tokens * width * width
+
+
+def libraries_of(case: Case) -> list[str]:
+    """Return who takes part."""
+    return list(BUILDERS) if case.mode == "full" else ["ours", "timm"]
+
+
+def measure(case: Case, rounds: int) -> dict[str, Any]:
+    """Time all contenders in turns, and their memory apart."""
+    contenders = {library: Contender(library, case) for library in libraries_of(case)}
+    work, count = products(case)
+    turns: dict[str, Callable[[], None]] = {f"{name} step": one.step for name, one in contenders.items()}
+    turns |= {f"{name} inference": one.infer for name, one in contenders.items()}
+    turns["products"] = work
+    for turn in turns.values():
+        turn()
+    times: dict[str, list[float]] = {name: [] for name in turns}
+    for _ in range(rounds):
+        for name, turn in turns.items():
+            times[name].append(seconds_of(turn))
+    median = {name: statistics.median(values) for name, values in times.items()}
+    peak = count / median["products"]
+    operations = {"step": flops(contenders["timm"].backward), "inference": flops(contenders["timm"].infer)}
+    rows = {}
+    for name, seconds in median.items():
+        library, _, kind = name.partition(" ")
+        if kind:
+            rate = operations[kind] / seconds
+            rows[name] = {
+                "seconds": seconds,
+                "images_per_second": case.batch / seconds,
+                "gflops": rate / 1e9,
+                "of_peak": rate / peak,
+                "speed_over_timm": statistics.median(
+                    theirs / mine for theirs, mine in zip(times[f"timm {kind}"], times[name], strict=True)
+                ),
+            }
+            if kind == "step":
+                rows[name]["peak_mb"] = memory(library, case) / 2**20
+    return {"case": case._asdict(), "peak_gflops": peak / 1e9, "rows": rows}
+
+
+def memory(library: str, case: Case) -> int:
+    """Return the peak of a process that trains three steps, above what it holds after its imports, in bytes."""
+    command = [sys.executable, __file__, WORKER, library, json.dumps(case)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    return int(done.stdout.split()[-1])
+
+
+def high_water() -> int:
+    """Return the most memory that this process has held, in bytes; getrusage would count the parent's, too."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def work_alone(library: str, case: Case) -> None:
+    """Print that peak: what `memory` starts. A first step of a tiny network loads what is loaded on first use."""
+    Contender(library, Case("tiny", 32, 1, case.mode, case.precision)).step()
+    before = high_water()
+    contender = Contender(library, case)
+    for _ in range(3):
+        contender.step()
+    print(high_water() - before)
+
+
+def told(result: Mapping[str, Any]) -> list[str]:
+    """Return a case as lines of a table."""
+    case = Case(**result["case"])
+    lines = [
+        f"{case.size} at {case.img_size} px, batch {case.batch}, {case.mode}, {case.precision}; matrix products "
+        f"{result['peak_gflops']:.0f} GFLOP/s"
+    ]
+    for name, row in result["rows"].items():
+        memory_told = f"  {row['peak_mb']:6.0f} MB" if "peak_mb" in row else ""
+        lines.append(
+            f"  {name:<24} {row['images_per_second']:8.1f} images/s  {row['gflops']:6.0f} GFLOP/s "
+            f"({row['of_peak']:4.0%})  {row['speed_over_timm']:.2f} x timm{memory_told}"
+        )
+    return lines
+
+
+def case_of(text: str, *, mode: str, precision: str) -> Case:
+    """Read SIZE:PIXELS:BATCH."""
+    size, pixels, batch = text.split(":")
+    if size not in SHAPES:
+        raise SystemExit(f"{size} is not one of {', '.join(SHAPES)}")
+    return Case(size, int(pixels), int(batch), mode, precision)
+
+
+def main() -> None:
+    """Measure every case, print it, write all figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--case", nargs="+", metavar="SIZE:PIXELS:BATCH")
+    parser.add_argument("--mode", choices=list(MODES), default="full")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--output", type=Path, default=Path("step.json"))
+    arguments = parser.parse_args()
+    given = arguments.case or ["tiny:224:16", "small:98:32", "small:224:16", "base:224:4"]
+    read = partial(case_of, mode=arguments.mode, precision=arguments.precision)
+    results = []
+    for case in map(read, given):
+        results.append(measure(case, arguments.rounds))
+        print("\n".join(told(results[-1])), flush=True)
+    write_json(arguments.output, {"threads": torch.get_num_threads(), "torch": torch.__version__, "cases": results})
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == [WORKER]:
+        work_alone(sys.argv[2], Case(*json.loads(sys.argv[3])))
+    else:
+        main()
