@@ -35,6 +35,7 @@ from vit_finetune.training.plan import TrainPlan
 from vit_finetune.training.processes import gathered_lists, on_main
 from vit_finetune.training.progress import AVERAGE, FitOptions, Progress
 from vit_finetune.training.reporting import StepReport
+from vit_finetune.training.saving import Saver
 from vit_finetune.training.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def fit(
         model, optimizer, accelerator, plan, options, evaluate, run_dir, console, at, average, stop or StopRequest()
     )
     last = plan.num_steps if until is None else until
-    with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar:
+    with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar, loop.saver:
         loop.run(batches, bar, last)
     return loop.at
 
@@ -118,6 +119,7 @@ class _Loop:
         self.timing = Journal(self.run_dir / "timing.jsonl", enabled=is_main)
         every = self.options.log_every_steps
         self.report = StepReport(self.plan, self.accelerator, self.metrics, self.timing, every)
+        self.saver = Saver(self.checkpoints, self.options, self.stop)
         self.saved_at = time.monotonic()
         self.must_stop = False  # after this step, on every process alike
         self.num_images = self.plan.global_batch_size  # of the step, over all processes; fewer where some are bad
@@ -142,7 +144,9 @@ class _Loop:
             if is_due or self.must_stop or self.minutes_are_over():
                 self.save()
             if self.must_stop and self.at.step < self.plan.num_steps:
+                on_main(self.accelerator, self.saver.wait)
                 raise RunStopped(self.why_stopped())
+        on_main(self.accelerator, self.saver.wait)
 
     def is_over(self) -> bool:
         """Say whether patience has ended the run."""
@@ -216,6 +220,7 @@ class _Loop:
         at = {"accelerator": self.accelerator, "options": self.options, "step": self.at.step}
         found = explain_nonfinite(self.bare, micro_batches, **at)
         found = gathered_lists(self.accelerator, found)
+        on_main(self.accelerator, self.saver.join)
         last, _ = store.newest_whole(self.checkpoints)
         whole = "there is no whole checkpoint yet" if last is None else f"the checkpoint of step {last} is whole"
         return (
@@ -274,7 +279,8 @@ class _Loop:
 
     def write_checkpoint(self) -> None:
         """Write what a resumed run needs; on the first process only."""
-        at, root = self.at, self.checkpoints
+        at = self.at
+        self.metrics.sync()
         scaler = self.accelerator.scaler
         state = {
             **at.to_state(),
@@ -284,15 +290,11 @@ class _Loop:
             "num_threads": torch.get_num_threads(),
             **self.options.settings,
         }
-        store.save_checkpoint(
-            root,
+        self.saver.save(
             step=at.step,
+            best_step=at.best_step,
             model=self.bare.state_dict(),
             optimizer=optimizer_tensors(self.optimizer),
             average=None if self.average is None else self.average.tensors(),
             state=state,
         )
-        if at.best_step is not None:  # said each time: a run killed before the pointer was renamed catches up
-            store.point_to(root, "BEST", at.best_step)
-        store.point_to(root, "LATEST", at.step)
-        store.remove_old(root, keep_last=self.options.keep_last)
