@@ -67,3 +67,8 @@ def run_module(arguments: Sequence[str], **variables: str) -> subprocess.Complet
         timeout=300,
         check=False,
     )
+
+
+def everything(root: Path) -> dict[str, bytes]:
+    """Return the content of every file below a folder."""
+    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}

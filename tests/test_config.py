@@ -107,6 +107,10 @@ PRETRAINED = (
             "schedule: give schedule.warmup_steps or schedule.warmup_epochs, not both",
         ),
         (
+            least(checkpoint={"every_steps": 1, "every_epochs": 1}),
+            "checkpoint: give checkpoint.every_steps or checkpoint.every_epochs, not both",
+        ),
+        (
             least(evaluation={"every_steps": 1, "every_epochs": 1}),
             "evaluation: give evaluation.every_steps or evaluation.every_epochs, not both",
         ),

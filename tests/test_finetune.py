@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from run_helpers import ROOT, make_pictures, run_module, tiny_config
+from run_helpers import ROOT, everything, make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
 from vit_finetune import Config, Predictor, finetune, load_splits, splits_from
 from vit_finetune.common.errors import RequestError
+from vit_finetune.data.manifest import manifest_hash
 from vit_finetune.finetune import RunResult
+from vit_finetune.pictures import open_splits
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +138,37 @@ def test_finetune__resume_refuses_other_data(tmp_path: Path) -> None:
     config = tiny_config(root, tmp_path / "run", train={"steps": 2})
     finetune(config)
     (root / "train" / "red" / "0.png").write_bytes((root / "train" / "red" / "1.png").read_bytes())
-    with pytest.raises(RequestError, match="another data"):
+    before = everything(tmp_path / "run")
+    with pytest.raises(RequestError) as error:
+        finetune(config, resume=True)
+    assert str(error.value) == (
+        f"{tmp_path / 'run'} was started with other data: 1 changed (such as train red/0.png); put that back, start "
+        "another run.dir, or go on with data.on_change=accept"
+    )
+    assert everything(tmp_path / "run") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
+
+
+def test_finetune__resume_accepts_other_data_when_told(tmp_path: Path) -> None:
+    """Told so, a run goes on with what is there now, says how it differs, keeps its manifest; other classes never."""
+    root = make_pictures(tmp_path / "pictures", train=4, val=2)
+    config = tiny_config(root, tmp_path / "run", train={"steps": 2})
+    finetune(config)
+    (root / "train" / "red" / "0.png").unlink()
+    config["data"]["on_change"] = "accept"
+    finetune(config, resume=True)
+    log = (tmp_path / "run" / "run.log").read_text()
+    assert "resume: data.on_change was 'error', now 'accept'" in log
+    assert "resume: goes on with other data, as data.on_change says: 1 gone (such as train red/0.png)" in log
+    digest = manifest_hash(open_splits(Config.load(config).data, seed=0))
+    told = pq.read_schema(tmp_path / "run" / "manifest.parquet").metadata[b"manifest_hash"].decode()
+    assert told == digest
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
+    for split in ("train", "val"):
+        (root / split / "red").rename(root / split / "rouge")
+    with pytest.raises(
+        RequestError, match=r"the data has other classes .* \(gone: red; new: rouge\); start another run"
+    ):
         finetune(config, resume=True)
 
 
@@ -287,7 +319,7 @@ def test_finetune__resumes_with_the_same_pictures_only(pictures: Path, tmp_path:
     config["train"] = {"steps": 2, "global_batch_size": 6}
     done = finetune(config, data=splits_from(samples))
     assert finetune(config, data=splits_from(samples), resume=True).metrics == done.metrics
-    with pytest.raises(RequestError, match="another data"):
+    with pytest.raises(RequestError, match="started with other data: 1 gone"):
         finetune(config, data=splits_from(samples[:-1]), resume=True)
     with pytest.raises(RequestError, match="these pictures came from Python"):
         finetune(Config.load(tmp_path / "run"), resume=True)

@@ -149,7 +149,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     # Pictures, with one class map over all splits.
     splits = data or open_splits(config.data, seed=config.run.seed)
     settled, about_metric = settle_metric(config, splits)
-    data_hash = on_main(accelerator, lambda: prepare_manifest(splits, config, resuming=resuming))
+    data_hash, about_data = on_main(accelerator, lambda: prepare_manifest(splits, config, resuming=resuming))
 
     # The network: pretrained weights, a new head, adapters if they train.
     torch.manual_seed(derive_seed(config.run.seed, "init"))
@@ -165,7 +165,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     plan = make_plan(settled, splits, accelerator, depth=model.config.depth)
     objective = make_objective(config, splits, plan)
     average = None if config.train.ema_decay is None else WeightAverage(model, config.train.ema_decay)
-    found = find_checkpoint(run_dir) if resuming else None
+    found = find_checkpoint(run_dir, values) if resuming else None
     begin = plan.stage_at((found and found.step) or 0)
     staging = Staging(config, model, plan, accelerator)
     staging.choose(plan.stages[-1])  # the last stage trains most, so it needs most memory
@@ -186,9 +186,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     place = f"{accelerator.device}, {threads} threads"
     tuned = staging.tuned[plan.stages.index(begin)]
     console.say(*start_screen(config, model=model, report=report, tuned=tuned, splits=splits, plan=plan, place=place))
-    console.say(*about_metric, *about_stage)
+    console.say(*about_metric, *about_data, *about_stage)
     accelerator.init_trackers("vit_finetune", config=flat(values))
-    settings = {"data": data_hash}
     progress = Progress()
     if found is not None:
         progress = restore(
@@ -198,8 +197,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             optimizer=staging.optimizer,
             accelerator=accelerator,
             console=console,
-            settings=settings,
             metric=plan.metric,
+            keep_last=config.checkpoint.keep_last,
             keep_threads=config.run.num_threads == "auto",
             average=average,
         )
@@ -214,8 +213,9 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         patience=config.train.early_stopping_patience,
         keep_last=config.checkpoint.keep_last,
         every_minutes=config.checkpoint.every_minutes,
+        asynchronous=config.checkpoint.asynchronous,
         log_every_steps=config.run.log_every_steps,
-        settings=settings,
+        settings={"data": data_hash},
         name_sample=splits.train.name,
         count_images=feeder.skipped.count if feeder.skipped.allowed else None,
     )

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from run_helpers import everything
 from safetensors import SafetensorError
 
 from vit_finetune.common.errors import RequestError, WorkError
@@ -31,10 +32,6 @@ def tensors(step: int) -> dict[str, torch.Tensor]:
 def save(root: Path, step: int) -> Path:
     model, optimizer = tensors(step), {"weight/exp_avg": torch.full((4, 6), float(step))}
     return store.save_checkpoint(root, step=step, model=model, optimizer=optimizer, state=STATE)
-
-
-def everything(root: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
 
 
 def flip_a_bit(path: Path) -> None:
@@ -131,8 +128,14 @@ def test_newest_whole__passes_over_damaged_ones(tmp_path: Path) -> None:
             "step-00000010 is damaged (state.json is missing) and was passed over",
         ],
     )
-    truncate(tmp_path / "step-00000002" / "optimizer.safetensors")
-    assert store.newest_whole(tmp_path)[0] is None
+    for name in ("model", "optimizer"):
+        truncate(tmp_path / "step-00000002" / f"{name}.safetensors")
+    step, notes = store.newest_whole(tmp_path)
+    assert step is None
+    assert notes[-1] == (
+        "step-00000002 is damaged (model.safetensors has another content than when it was written, "
+        "optimizer.safetensors has another content than when it was written) and was passed over"
+    )
 
 
 def test_newest_whole__nothing_there(tmp_path: Path) -> None:

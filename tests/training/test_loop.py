@@ -336,8 +336,8 @@ def restored(run: Run, average: WeightAverage | None = None) -> Progress:
         optimizer=run.optimizer,
         accelerator=run.accelerator,
         console=run.console,
-        settings={"data": "abc"},
         metric="accuracy",
+        keep_last=3,
         keep_threads=False,
         average=average,
     )

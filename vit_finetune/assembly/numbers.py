@@ -55,7 +55,7 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth
         per_device_batch_size=size,
         gradient_accumulation_steps=-(-batch // (processes * size)),
         evaluate_every=evaluation.every_steps or steps_in(evaluation.every_epochs or 1, **clock),
-        save_every=config.checkpoint.every_steps,
+        save_every=_save_every(config, clock),
         num_processes=processes,
         mixed_precision=accelerator.mixed_precision,
         metric=config.evaluation.metric,
@@ -71,6 +71,12 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth
         probe_steps=probe_steps,
         probe_lr=tuning.probe_lr,
     )
+
+
+def _save_every(config: Config, clock: dict[str, int]) -> int | None:
+    """Return the steps between checkpoints; None where they go with the evaluations."""
+    epochs = config.checkpoint.every_epochs
+    return config.checkpoint.every_steps if epochs is None else steps_in(epochs, **clock)
 
 
 def settle_micro_batch(

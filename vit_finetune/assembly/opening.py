@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import write_json, write_text
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.data.manifest import manifest_hash, write_manifest
+from vit_finetune.data.manifest import manifest_difference, write_manifest
 from vit_finetune.training import new_run_folder
 from vit_finetune.training.checkpoint import save_start
+
+_MANIFEST = "manifest.parquet"
 
 
 def _pending_manifest(run_dir: Path) -> Path:
@@ -21,21 +24,43 @@ def _pending_manifest(run_dir: Path) -> Path:
     return run_dir.with_name(f".{run_dir.name}.manifest.parquet")
 
 
-def prepare_manifest(splits: Splits, config: Config, *, resuming: bool) -> str:
-    """Read and check every picture once and return the digest of them all.
+def prepare_manifest(splits: Splits, config: Config, *, resuming: bool) -> tuple[str, list[str]]:
+    """Read and check every picture once; return the digest of them all, and what to tell about it.
 
     Args:
         splits: the pictures.
-        config: beside its `run.dir` a new run's manifest waits until the folder is made; how many may be bad.
+        config: beside its `run.dir` the manifest waits until `open_run_folder`; how many pictures may be bad, and
+            whether they may be others than a run to be resumed began with.
         resuming: the run has its manifest already.
 
     Raises:
-        RequestError: pictures that cannot be read, or more of them than allowed.
+        RequestError: pictures that cannot be read, or more of them than allowed; or other pictures than before.
     """
-    allowed = config.data.bad_fraction_allowed
-    if resuming:
-        return manifest_hash(splits, max_bad_fraction=allowed)
-    return write_manifest(splits, _pending_manifest(Path(config.run.dir)), max_bad_fraction=allowed)
+    run_dir = Path(config.run.dir)
+    pending = _pending_manifest(run_dir)
+    digest = write_manifest(splits, pending, max_bad_fraction=config.data.bad_fraction_allowed)
+    if not resuming:
+        return digest, []
+    try:
+        difference = _accepted_difference(run_dir, config)
+    except RequestError:
+        pending.unlink()
+        raise
+    if difference is None:
+        pending.unlink()
+        return digest, []
+    return digest, [f"resume: goes on with other data, as data.on_change says: {difference}"]
+
+
+def _accepted_difference(run_dir: Path, config: Config) -> str | None:
+    """Say how the pictures differ from those that the run began with, or refuse them; None where they are the same."""
+    difference = manifest_difference(run_dir / _MANIFEST, _pending_manifest(run_dir))
+    if difference is not None and config.data.on_change == "error":
+        raise RequestError(
+            f"{run_dir} was started with other data: {difference}; put that back, start another run.dir, or go on with "
+            "data.on_change=accept"
+        )
+    return difference
 
 
 def open_run_folder(
@@ -53,13 +78,16 @@ def open_run_folder(
         config: as it was given.
         facts: by name of a JSON file.
         start: the weights that the run begins with, where it needs them at its end.
-        resuming: the folder is there already; only the facts are written.
+        resuming: the folder is there already; only the facts are written, and the manifest of changed data.
     """
+    pending = _pending_manifest(run_dir)
     if not resuming:
         with new_run_folder(run_dir) as folder:
             write_text(folder / "config.yaml", config.to_yaml())
-            _pending_manifest(run_dir).replace(folder / "manifest.parquet")
+            pending.replace(folder / _MANIFEST)
             if start is not None:
                 save_start(folder, start)
+    elif pending.is_file():
+        pending.replace(run_dir / _MANIFEST)
     for name, values in facts.items():
         write_json(run_dir / f"{name}.json", values)

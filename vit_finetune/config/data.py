@@ -89,6 +89,8 @@ class DataConfig(Section):
     """A picture that cannot be read: stop; leave it out and list it; or, too, copy its file into the run's folder."""
     max_bad_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.01
     """Share of a split's pictures that may be left out before the run stops."""
+    on_change: Literal["error", "accept"] = "error"
+    """Pictures that are not what they were when the run began, at --resume: stop; or go on with what is there now."""
 
     resizer: Literal["pil", "torch"] = "pil"
     """What resizes training pictures: Pillow, or torch's kernel for bytes, which takes a fifth of the time and rounds

@@ -41,11 +41,21 @@ class CheckpointConfig(Section):
     """When the state of the run is saved. It is also saved at each new best and at the end."""
 
     every_steps: PositiveInt | None = None
-    """Save every so many steps; null saves at every evaluation."""
+    """Save every so many steps. Give steps, epochs or neither (at every evaluation)."""
+    every_epochs: PositiveFloat | None = None
+    """Save every so many passes over the training pictures."""
     every_minutes: PositiveFloat | None = None
     """Save, too, when so many minutes have passed since the last save."""
     keep_last: PositiveInt = 3
     """How many of the newest checkpoints are kept, besides the best."""
+    asynchronous: bool = False
+    """Training waits for a copy in memory only, and the files are written behind it; needs memory for that copy."""
+
+    @model_validator(mode="after")
+    def _one_interval(self) -> CheckpointConfig:
+        if self.every_steps is not None and self.every_epochs is not None:
+            raise ValueError("give checkpoint.every_steps or checkpoint.every_epochs, not both")
+        return self
 
 
 class RunConfig(Section):

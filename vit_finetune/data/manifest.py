@@ -105,6 +105,43 @@ def split_digests(path: Path) -> dict[str, str]:
     return {split: digest.hexdigest() for split, digest in digests.items()}
 
 
+def manifest_difference(before: Path, after: Path) -> str | None:
+    """Say how the pictures of two written manifests differ, or None where they are the same in the same order.
+
+    Args:
+        before: of `write_manifest`.
+        after: another.
+
+    Raises:
+        RequestError: they have other classes, so that a head for the one is none for the other.
+    """
+    (old, about_old), (new, about_new) = _by_name(before), _by_name(after)
+    if about_old["manifest_hash"] == about_new["manifest_hash"]:
+        return None
+    classes = [tuple(json.loads(about["class_names"])) for about in (about_old, about_new)]
+    if classes[0] != classes[1]:
+        gone, come = ([name for name in one if name not in other] for one, other in (classes, classes[::-1]))
+        named = [f"{what} {', '.join(names)}" for what, names in (("gone:", gone), ("new:", come)) if names]
+        raise RequestError(
+            f"the data has other classes than when the run began ({'; '.join(named) or 'in another order'}); "
+            "start another run"
+        )
+    kinds = {
+        "new": new.keys() - old.keys(),
+        "gone": old.keys() - new.keys(),
+        "changed": {key for key in old.keys() & new.keys() if old[key] != new[key]},
+    }
+    told = [f"{len(keys):,} {kind} (such as {' '.join(map(str, min(keys)))})" for kind, keys in kinds.items() if keys]
+    return ", ".join(told) or "the same pictures in another order"
+
+
+def _by_name(path: Path) -> tuple[dict[tuple[str, str], Any], dict[str, str]]:
+    """Return what a manifest says of each picture, by split and name, and of itself."""
+    table = pq.read_table(path, columns=["split", "name", "label", "sha256"])
+    rows = {(row["split"], row["name"]): (row["label"], row["sha256"]) for row in table.to_pylist()}
+    return rows, {key.decode(): value.decode() for key, value in table.schema.metadata.items()}
+
+
 def _read_entries(splits: Splits, max_bad_fraction: float | None) -> list[_Entry]:
     """Read and check every file, several at a time, and return the rows in order."""
     entries: list[_Entry] = []

@@ -140,7 +140,11 @@ def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Con
         "train": {"budget": None, "steps": steps, "mixed_precision": log.mixed_precision},
         "run": {"dir": str(rung_dir(run_dir, rung.name)), "num_threads": log.num_threads, "report": "off"},
         "evaluation": {"corruptions": False},  # of the best rung's model alone, at the end
-        "checkpoint": {"keep_last": 1, "every_minutes": config.checkpoint.every_minutes or _SAVE_EVERY_MINUTES},
+        "checkpoint": {
+            "keep_last": 1,
+            "every_minutes": config.checkpoint.every_minutes or _SAVE_EVERY_MINUTES,
+            "asynchronous": config.checkpoint.asynchronous,
+        },
     }
     if rung.kind == READOUT:
         # What a recipe says about training a network says nothing to readouts.

@@ -164,17 +164,50 @@ def saved_steps(root: Path) -> list[int]:
 
 
 def remove_old(root: Path, *, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints and the best one; leftovers of killed writes go too."""
+    """Delete all but the newest `keep_last` checkpoints and the best one; leftovers of killed writes go too.
+
+    Raises:
+        WorkError: the disk refused it.
+    """
     keep = {*saved_steps(root)[-keep_last:], pointed_step(root, "BEST"), pointed_step(root, "LATEST")}
     for step in saved_steps(root):
         if step not in keep:
-            shutil.rmtree(root / folder_name(step))
-    for leftover in root.glob(f".{_PREFIX}*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+            try:
+                shutil.rmtree(root / folder_name(step))
+            except OSError as error:
+                raise WorkError(f"cannot remove the checkpoint {root / folder_name(step)}: {error}") from None
+    remove_leftovers(root)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what killed writes left in a folder of the run; no write may be under way in it."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
+
+
+def settle(root: Path, *, step: int, best_step: int | None, keep_last: int) -> None:
+    """Point to a checkpoint that is whole and remove old ones; said again it changes nothing.
+
+    Args:
+        root: the run's `checkpoints` folder.
+        step: of the checkpoint that a run goes on from.
+        best_step: of the best one so far, or None.
+        keep_last: newest checkpoints to keep.
+
+    Raises:
+        WorkError: the disk refused it.
+    """
+    if best_step is not None:  # each time: a run that was killed before a pointer was renamed catches up
+        point_to(root, "BEST", best_step)
+    point_to(root, "LATEST", step)
+    remove_old(root, keep_last=keep_last)
 
 
 def damage(folder: Path) -> str | None:
-    """Return what is wrong with a checkpoint folder, or None where every hash agrees."""
+    """Return what is wrong with each file of a checkpoint folder, or None where every hash agrees."""
     sums = folder / SUMS_FILE
     if not sums.is_file():
         return f"{SUMS_FILE} is missing"
@@ -182,12 +215,13 @@ def damage(folder: Path) -> str | None:
     expected = {name: digest for digest, _, name in lines}
     if not expected.keys() >= {*_FILES}:  # an empty list would otherwise prove anything
         return f"{SUMS_FILE} does not list {', '.join(name for name in _FILES if name not in expected)}"
+    problems = []
     for name, digest in expected.items():
         if not (folder / name).is_file():
-            return f"{name} is missing"
-        if sha256_file(folder / name) != digest:
-            return f"{name} has another content than when it was written"
-    return None
+            problems.append(f"{name} is missing")
+        elif sha256_file(folder / name) != digest:
+            problems.append(f"{name} has another content than when it was written")
+    return ", ".join(problems) or None
 
 
 def damage_of_step(root: Path, step: int) -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from vit_finetune.common.errors import WorkError
-from vit_finetune.common.files import write_text
+from vit_finetune.common.files import sync, write_text
 
 
 class Journal:
@@ -48,8 +48,28 @@ class Journal:
         lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
+    def sync(self) -> None:
+        """Have the disk hold every row so far: a checkpoint must not outlive the figures of its step.
+
+        Raises:
+            WorkError: the disk refused it.
+        """
+        try:
+            if self.enabled and self.path.is_file():
+                sync(self.path)
+        except OSError as error:
+            raise WorkError(f"cannot write {self.path}: {error}") from None
+
     def cut(self, step: int) -> None:
-        """Remove every row after `step` done steps: the resumed run will write them again."""
-        if self.enabled and self.path.is_file():
-            kept = (row for row in self.rows() if row["step"] <= step)
+        """Remove every row after `step` done steps: the resumed run will write them again.
+
+        Raises:
+            WorkError: the disk refused it; the rows are what they were.
+        """
+        if not self.enabled or not self.path.is_file():
+            return
+        kept = (row for row in self.rows() if row["step"] <= step)
+        try:
             write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        except OSError as error:
+            raise WorkError(f"cannot write {self.path}: {error}") from None

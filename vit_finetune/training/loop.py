@@ -35,6 +35,7 @@ from vit_finetune.training.plan import TrainPlan
 from vit_finetune.training.processes import gathered_lists, on_main
 from vit_finetune.training.progress import AVERAGE, FitOptions, Progress
 from vit_finetune.training.reporting import StepReport
+from vit_finetune.training.saving import Saver
 from vit_finetune.training.sharding import is_sharded, whole
 from vit_finetune.training.stopping import StopRequest
 
@@ -90,7 +91,7 @@ def fit(
         model, optimizer, accelerator, plan, options, evaluate, run_dir, console, at, average, stop or StopRequest()
     )
     last = plan.num_steps if until is None else until
-    with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar:
+    with console.progress(num_steps=plan.num_steps, done=loop.at.step) as bar, loop.saver:
         loop.run(batches, bar, last)
     return loop.at
 
@@ -119,6 +120,7 @@ class _Loop:
         self.timing = Journal(self.run_dir / "timing.jsonl", enabled=is_main)
         every = self.options.log_every_steps
         self.report = StepReport(self.plan, self.accelerator, self.metrics, self.timing, every)
+        self.saver = Saver(self.checkpoints, self.options, self.stop)
         self.saved_at = time.monotonic()
         self.must_stop = False  # after this step, on every process alike
         self.num_images: float = self.plan.global_batch_size  # of the step, all processes; less where some are bad
@@ -144,7 +146,9 @@ class _Loop:
             if is_due or self.must_stop or self.minutes_are_over():
                 self.save()
             if self.must_stop and self.at.step < self.plan.num_steps:
+                on_main(self.accelerator, self.saver.wait)
                 raise RunStopped(self.why_stopped(), is_of_all=True)
+        on_main(self.accelerator, self.saver.wait)
 
     def is_over(self) -> bool:
         """Say whether patience has ended the run."""
@@ -218,6 +222,7 @@ class _Loop:
         at = {"accelerator": self.accelerator, "options": self.options, "step": self.at.step}
         found = explain_nonfinite(self.bare, micro_batches, **at)
         found = gathered_lists(self.accelerator, found)
+        on_main(self.accelerator, self.saver.join)
         last, _ = store.newest_whole(self.checkpoints)
         whole = "there is no whole checkpoint yet" if last is None else f"the checkpoint of step {last} is whole"
         return (
@@ -281,7 +286,8 @@ class _Loop:
         self, model: dict[str, Tensor], optimizer: dict[str, Tensor], average: dict[str, Tensor] | None = None
     ) -> None:
         """Write what a resumed run needs; on the first process only."""
-        at, root = self.at, self.checkpoints
+        at = self.at
+        self.metrics.sync()
         scaler = self.accelerator.scaler
         state = {
             **at.to_state(),
@@ -291,8 +297,6 @@ class _Loop:
             "num_threads": torch.get_num_threads(),
             **self.options.settings,
         }
-        store.save_checkpoint(root, step=at.step, model=model, optimizer=optimizer, average=average, state=state)
-        if at.best_step is not None:  # said each time: a run killed before the pointer was renamed catches up
-            store.point_to(root, "BEST", at.best_step)
-        store.point_to(root, "LATEST", at.step)
-        store.remove_old(root, keep_last=self.options.keep_last)
+        self.saver.save(
+            step=at.step, best_step=at.best_step, model=model, optimizer=optimizer, average=average, state=state
+        )

@@ -68,9 +68,10 @@ class FitOptions:
         metric: of the val split, for the best checkpoint.
         patience: evaluations of the last stage without a better figure after which the run ends; None never ends it.
         keep_last: newest checkpoints to keep.
+        asynchronous: write checkpoints while training goes on.
         every_minutes: save, too, after so many minutes, or None.
         log_every_steps: training rows are written every so many steps.
-        settings: plain values stored with each checkpoint and compared at resume.
+        settings: plain values stored with each checkpoint.
         name_sample: a name for the training picture of an index, for messages.
         count_images: what the loss of a step is divided by, the pictures over all processes or the sum of their
             weights, from this one's micro-batches; None where none is ever left out, so that the global batch is full.
@@ -81,6 +82,7 @@ class FitOptions:
     metric: str
     patience: int | None = None
     keep_last: int
+    asynchronous: bool = False
     every_minutes: float | None
     log_every_steps: int
     settings: Mapping[str, object]

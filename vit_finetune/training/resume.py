@@ -18,6 +18,7 @@ from vit_finetune.training import checkpoint as store
 from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.journal import Journal
 from vit_finetune.training.optim import load_optimizer_tensors
+from vit_finetune.training.processes import on_main
 from vit_finetune.training.progress import AVERAGE, Progress
 from vit_finetune.training.sharding import load_whole
 
@@ -27,18 +28,11 @@ if TYPE_CHECKING:
     from vit_finetune.training.console import RunConsole
 
 CONFIG_FILE = "config.yaml"
-# Keys that change how a run is carried out or shown, never what it computes.
+# Keys that change how a run is carried out or shown, never what it computes but for rounding.
 _HARMLESS = (
-    *(
-        "checkpoint.",
-        "data.cache",
-        "data.num_workers",
-        "readout.cache_",
-        "run.check",
-        "run.dir",
-        "run.fsdp_cpu_offload",
-    ),
-    *("run.profile", "run.report", "run.strategy", "run.trackers"),
+    *("checkpoint.", "data.cache", "data.num_workers", "data.on_change", "readout.cache_", "run.check", "run.dir"),
+    *("run.fsdp_cpu_offload", "run.num_threads", "run.profile", "run.report", "run.strategy", "run.trackers"),
+    "train.grad_checkpointing",
 )
 
 
@@ -68,15 +62,25 @@ def check_run_folder(run_dir: Path, config: Mapping[str, Any], *, resume: bool, 
         return False
     if not resume:
         raise RequestError(f"{run_dir} holds a run already; give --resume to go on, --overwrite, or another run.dir")
-    differences = list(config_differences(yaml.safe_load(saved.read_text(encoding="utf-8")), config))
+    differences = [line for key, line in config_differences(_started_with(run_dir), config) if not _is_harmless(key)]
     if differences:
         listed = "; ".join(differences)
         raise RequestError(f"{run_dir} was started with another configuration: {listed}; resume with its own {saved}")
     return True
 
 
-def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Yield a line for each key whose value differs and that changes what a run computes.
+def _started_with(run_dir: Path) -> dict[str, Any]:
+    """Return the configuration that a run was started with."""
+    values: dict[str, Any] = yaml.safe_load((run_dir / CONFIG_FILE).read_text(encoding="utf-8"))
+    return values
+
+
+def _is_harmless(key: str) -> bool:
+    return key.startswith(_HARMLESS)
+
+
+def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield each key whose value differs, and a line that tells both values.
 
     Args:
         old: a configuration as plain values.
@@ -88,8 +92,8 @@ def config_differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: s
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
             yield from config_differences(before, after, path + ".")
-        elif before != after and not path.startswith(_HARMLESS):
-            yield f"{path} was {before!r}, now {after!r}"
+        elif before != after:
+            yield path, f"{path} was {before!r}, now {after!r}"
 
 
 @contextmanager
@@ -108,21 +112,27 @@ def new_run_folder(run_dir: Path) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Found:
-    """The newest whole checkpoint of a run.
+    """What a run goes on from.
 
     Attributes:
-        step: its step, or None where there is none.
-        notes: a line for each damaged one that was passed over.
+        step: of its newest whole checkpoint, or None where there is none.
+        notes: a line for each damaged one that was passed over, and one for each key that differs and may.
     """
 
     step: int | None
     notes: tuple[str, ...]
 
 
-def find_checkpoint(run_dir: Path) -> Found:
-    """Find the newest checkpoint of a run whose hashes agree."""
+def find_checkpoint(run_dir: Path, config: Mapping[str, Any] | None = None) -> Found:
+    """Find the newest checkpoint of a run whose hashes agree.
+
+    Args:
+        run_dir: the run's folder.
+        config: the configuration that it goes on with, as `check_run_folder` let it pass; None for its own.
+    """
     step, notes = store.newest_whole(run_dir / "checkpoints")
-    return Found(step, tuple(notes))
+    changed = [] if config is None else config_differences(_started_with(run_dir), config)
+    return Found(step, (*notes, *(f"resume: {line}" for _, line in changed)))
 
 
 def restore(
@@ -133,8 +143,8 @@ def restore(
     optimizer: torch.optim.Optimizer,
     accelerator: Accelerator,
     console: RunConsole,
-    settings: Mapping[str, object],
     metric: str,
+    keep_last: int,
     keep_threads: bool,
     average: WeightAverage | None = None,
 ) -> Progress:
@@ -147,19 +157,18 @@ def restore(
         optimizer: prepared, over the parameters that train after the checkpoint's step.
         accelerator: of the run.
         console: told what was used and what was passed over.
-        settings: what a checkpoint's own `settings` must equal.
         metric: of the val split, for the best checkpoint.
+        keep_last: newest checkpoints to keep.
         keep_threads: take the thread count over from the checkpoint.
         average: of the weights, or None.
 
     Returns:
         Where the run goes on; step 0 where there is no whole checkpoint yet.
-
-    Raises:
-        RequestError: the checkpoint belongs to other data.
     """
     step = found.step
     console.say(*found.notes)
+    if accelerator.is_main_process:
+        store.remove_leftovers(run_dir)
     journals = [
         Journal(run_dir / name, enabled=accelerator.is_main_process) for name in ("metrics.jsonl", "timing.jsonl")
     ]
@@ -170,9 +179,6 @@ def restore(
         return Progress()
     loaded = store.load_checkpoint(run_dir / "checkpoints", step, verify=False)  # every byte has just been read
     state = loaded.state
-    for key, value in settings.items():
-        if state.get(key) != value:
-            raise RequestError(f"{run_dir} was started with another {key}: {state.get(key)!r}, now {value!r}")
     for journal in journals:
         journal.cut(step)
     load_whole(model, loaded.model)
@@ -183,7 +189,10 @@ def restore(
         accelerator.scaler.load_state_dict(state["scaler"])
     _restore_threads(state, accelerator, console, keep_threads=keep_threads)
     console.say(f"resume: going on after step {step}")
-    return _with_a_whole_best(run_dir / "checkpoints", Progress.of_state(step, state), console, journals[0], metric)
+    root = run_dir / "checkpoints"
+    at = _with_a_whole_best(root, Progress.of_state(step, state), console, journals[0], metric)
+    on_main(accelerator, lambda: store.settle(root, step=step, best_step=at.best_step, keep_last=keep_last))
+    return at
 
 
 def _with_a_whole_best(root: Path, at: Progress, console: RunConsole, metrics: Journal, metric: str) -> Progress:

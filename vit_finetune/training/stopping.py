@@ -54,7 +54,11 @@ class StopRequest:
             raise KeyboardInterrupt
         if number == signal.SIGINT and self._interrupted_at is None:
             self._interrupted_at = now
-        self.reason = self.reason or signal.Signals(number).name
+        self.ask(signal.Signals(number).name)
+
+    def ask(self, reason: str) -> None:
+        """Ask for the end of the run after this step; from any thread."""
+        self.reason = self.reason or reason
 
     def took(self, *, step: float = 0.0, save: float = 0.0) -> None:
         """Note the seconds of a step with its evaluation, or of a save: what has to fit once more before the limit."""
