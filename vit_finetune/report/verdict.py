@@ -111,5 +111,5 @@ def _confidence(calibration: Calibration | None) -> list[str]:
         return ["its probabilities can be taken at their word"]
     word = "surer of itself than it should be" if gap > 0 else "less sure of itself than it could be"
     mended = calibration.ece_scaled is not None and calibration.ece_scaled < calibration.ece
-    cure = ", which the fitted temperature mends" if mended else ""
-    return [f"it is on average {100 * abs(gap):.1f} points {word}{cure}"]
+    cure = " (the fitted temperature brings that down)" if mended else ""
+    return [f"the model is on average {100 * abs(gap):.1f} points {word}{cure}"]
