@@ -224,9 +224,9 @@ class _Loop:
         found = gathered_lists(self.accelerator, found)
         on_main(self.accelerator, self.saver.join)
         last, _ = store.newest_whole(self.checkpoints)
-        whole = "there is no whole checkpoint yet" if last is None else f"the checkpoint of step {last} is whole"
+        kept = "there is no whole checkpoint yet" if last is None else f"the checkpoint of step {last} is whole"
         return (
-            f"step {self.at.step + 1} stopped: loss {loss}, gradient norm {grad_norm}; {'; '.join(found)}; {whole}; "
+            f"step {self.at.step + 1} stopped: loss {loss}, gradient norm {grad_norm}; {'; '.join(found)}; {kept}; "
             "lower optimizer.lr, or look at those pictures"
         )
 
@@ -266,11 +266,8 @@ class _Loop:
 
     def minutes_are_over(self) -> bool:
         """Say, alike on every process, whether the clock asks for a checkpoint."""
-        if self.options.every_minutes is None:
-            return False
-        return on_main(
-            self.accelerator, lambda: time.monotonic() - self.saved_at >= 60 * (self.options.every_minutes or 0)
-        )
+        every = self.options.every_minutes
+        return every is not None and on_main(self.accelerator, lambda: time.monotonic() - self.saved_at >= 60 * every)
 
     def save(self) -> None:
         """Write the checkpoint of the step that was just done, then the pointers, then remove old ones."""
