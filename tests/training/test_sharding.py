@@ -82,6 +82,7 @@ def test_finetune__refuses_shards_on_a_cpu(tmp_path: Path) -> None:
     [
         ({"tuning": {"mode": "readout"}}, "tuning.mode readout, whose network"),
         ({"tuning": {"mode": "lp_ft", "probe_steps": 1}}, "tuning.mode lp_ft, whose network"),
+        ({"tuning": {"mode": "lora", "lora": {"rank": 2}}}, "tuning.mode lora, whose network"),
         ({"train": {"compile": True, "steps": 1}}, "train.compile"),
         ({"train": {"max_memory": "1GiB", "steps": 1, "per_device_batch_size": "auto"}}, "train.max_memory, since"),
         ({"optimizer": {"name": "lion"}}, "optimizer.name lion; use adamw or sgd"),

@@ -78,7 +78,7 @@ class Config(Section):
         tuning, train = self.tuning, self.train
         reasons = {
             f"tuning.mode {tuning.mode}, whose network is rebuilt or does not train": tuning.mode
-            in ("readout", "lp_ft", "gradual"),
+            in ("readout", "lp_ft", "gradual", "lora"),
             "train.budget": train.budget is not None,
             "train.compile": train.compile,
             "train.max_memory, since no process can try a sharded network's pass alone": train.max_memory is not None,
