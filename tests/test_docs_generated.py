@@ -94,9 +94,10 @@ def commands() -> list[str]:
 
 # What makes the tutorial's commands small: a word -> what stands for it. Nothing else is changed.
 SMALL = {
-    "--budget 10m": "model.img_size=28 train.steps=2",
+    "--budget 10m": "model.img_size=28 train.steps=2 train.global_batch_size=8",
     "train.epochs=5": "model.img_size=28 train.steps=2 train.global_batch_size=8",
-    "run.dir=runs/lora": "run.dir=runs/lora model.pretrained=demo model.img_size=28 train.steps=2",
+    "run.dir=runs/lora": "run.dir=runs/lora model.pretrained=demo model.img_size=28 train.steps=2 "
+    "train.global_batch_size=8",
 }
 
 
