@@ -8,6 +8,8 @@ Source: Efron 1979; percentile intervals. Several classes a picture use Poisson 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -62,7 +64,7 @@ def multilabel_f1_intervals(
     return _percentiles(macro), _percentiles(micro)
 
 
-def _mean_f1(hits: NDArray[np.float64], both: NDArray[np.float64]) -> float:
+def _mean_f1(hits: NDArray[Any], both: NDArray[Any]) -> float:
     """Return the mean of 2 x right / (there + guessed) over the classes that are one of them."""
     known = both > 0
     return float((2 * hits[known] / both[known]).mean()) if known.any() else 0.0

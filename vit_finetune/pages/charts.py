@@ -225,5 +225,5 @@ def _thinned(line: Series) -> Series:
     if len(line.xs) <= _MOST_POINTS:
         return line
     groups = np.array_split(np.arange(len(line.xs)), _MOST_POINTS)
-    means = [[float(np.asarray(values)[group].mean()) for group in groups] for values in (line.xs, line.ys)]
-    return Series(line.name, *means, line.colour, line.is_faint, line.has_dots)
+    xs, ys = [[float(np.asarray(values)[group].mean()) for group in groups] for values in (line.xs, line.ys)]
+    return Series(line.name, xs, ys, line.colour, line.is_faint, line.has_dots)
