@@ -56,7 +56,7 @@ def load_splits(
     """Open a data set.
 
     Args:
-        root: a folder, `root/SPLIT/CLASS/...` or `root/CLASS/...`, which is split here; beside a list: where paths start.
+        root: a folder, `root/SPLIT/CLASS/...` or `root/CLASS/...`, split here; beside a list: where paths start.
         source: a list of pictures (CSV, TSV, JSON lines, parquet, a run's manifest), WebDataset shards, a Hub data set,
             a `save_to_disk` folder, or parquet/arrow with the pictures inside.
         train_split: the split to train on.
