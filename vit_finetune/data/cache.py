@@ -93,8 +93,9 @@ class PictureCache(EntryCache):
         if found is None:
             return None
         try:
-            known = {"groups": images.groups, "weights": images.weights}
-            return CachedImages(images.store, images.labels, images.prepare, found[0], **known).open()
+            labels, groups, weights = images.labels, images.groups, images.weights
+            kept = CachedImages(images.store, labels, images.prepare, found[0], groups=groups, weights=weights)
+            return kept.open()
         except (OSError, ValueError):  # evicted while we looked
             return None
 

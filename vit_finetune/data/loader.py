@@ -87,13 +87,8 @@ def train_batches(
     requests = (
         request
         for step in range(start_step, start_step + num_steps)
-        for request in _requests(
-            step,
-            global_batch(step, seed=seed, visits_of=visits_of, **sizes),
-            mine,
-            per_device_batch_size,
-            image_set.weights,
-        )
+        for batch in [global_batch(step, seed=seed, visits_of=visits_of, **sizes)]
+        for request in _requests(step, batch, mine, per_device_batch_size, image_set.weights)
     )
     worker = make_worker(image_set, transform, seed, skip_bad=skip_bad, in_pairs=in_pairs)
     return _steps(run_workers(worker, requests, num_workers, pin_memory=pin_memory))

@@ -56,22 +56,19 @@ def load_splits(
     """Open a data set.
 
     Args:
-        root: a folder: `root/SPLIT/CLASS/...`, or `root/CLASS/...`, which is split here; beside a `source` that lists
-            paths, where these start.
-        source: a file that lists pictures (CSV, TSV, JSON lines, parquet, a run's manifest.parquet), WebDataset shards,
-            a Hub data set, a `save_to_disk` folder, or parquet/arrow with the pictures inside.
+        root: a folder, `root/SPLIT/CLASS/...` or `root/CLASS/...`, split here; beside a list: where paths start.
+        source: a list of pictures (CSV, TSV, JSON lines, parquet, a run's manifest), WebDataset shards, a Hub data set,
+            a `save_to_disk` folder, or parquet/arrow with the pictures inside.
         train_split: the split to train on.
-        val_split: the split to validate on; "val" also finds valid and validation, and where the source has
-            none of them but the test split, a share of the training split is held out. None: no validation.
+        val_split: the split to validate on; "val" also finds valid and validation; None: no validation.
         test_split: the split to test on, if any; never validated on, whatever it is called.
-        val_fraction: the share that is held out for validation where the source has no such split, in [0, 1); 0 holds
-            nothing out.
+        val_fraction: the share held out for validation where the source has no such split, in [0, 1).
         test_fraction: the share that is held out as the test split where none is named, in [0, 1).
         split_by: what is held out; see `SplitRule`.
         group_pattern: with split_by "group": finds the group in a picture's name.
         image_column: the column of pictures or paths in a table; guessed where there is exactly one.
         label_column: the column of classes in a table; guessed where there is exactly one.
-        split_column: the column that tells the split; a file that lists pictures may call it `split`.
+        split_column: the column of splits; of a list, `split` is found.
         group_column: with split_by "group": the column of groups.
         time_column: with split_by "time": the column of times, numbers or dates.
         label_separator: parts the classes in a text column that holds several.
@@ -84,20 +81,16 @@ def load_splits(
         The splits, their one class map, and notes for people.
 
     Raises:
-        RequestError: the source is missing, has no pictures, an empty class folder, a single class, or
-            a class that only val or test knows.
+        RequestError: the source is missing or empty, or has a single class, an empty one, or one that train lacks.
     """
     rule = SplitRule(split_by, val_fraction, test_fraction, group_pattern, seed, keep_duplicates_together)
     names = SplitNames(train_split, val_names(val_split, test_split), test_split)
-    columns = Columns(
-        image_column, label_column, split_column, group_column, time_column, label_separator, weight_column
-    )
+    named = (image_column, label_column, split_column, group_column, time_column, label_separator, weight_column)
+    columns = Columns(*named)
     _check_read(rule, columns)
-    if val_split not in (None, "val") and val_split == test_split:
-        raise RequestError(f"data.val_split and data.test_split are both {val_split!r}; a test split selects nothing")
+    _check_names(val_split, test_split)
     parts = _read_streamed(root, source, names, columns) if streaming else _read(root, source, names, columns)
-    place = None if source is not None and not lists_pictures(source) else source or root
-    return share_class_map(split(parts, rule, with_val=val_split is not None, place=place))
+    return share_class_map(split(parts, rule, with_val=val_split is not None, place=_place(root, source)))
 
 
 def _read_streamed(root: str | Path | None, source: str | Path | None, splits: SplitNames, columns: Columns) -> Parts:
@@ -107,6 +100,17 @@ def _read_streamed(root: str | Path | None, source: str | Path | None, splits: S
             "data.streaming is for a data.source of parquet files; everything else is read where it lies"
         )
     return read_stream(str(source), splits=splits, columns=columns)
+
+
+def _place(root: str | Path | None, source: str | Path | None) -> str | Path | None:
+    """Return what the files of a folder or a list are known again by; None for pictures that are no files."""
+    return None if source is not None and not lists_pictures(source) else source or root
+
+
+def _check_names(val_split: str | None, test_split: str | None) -> None:
+    """Refuse to select by the test split."""
+    if val_split not in (None, "val") and val_split == test_split:
+        raise RequestError(f"data.val_split and data.test_split are both {val_split!r}; a test split selects nothing")
 
 
 def _check_read(rule: SplitRule, columns: Columns) -> None:
