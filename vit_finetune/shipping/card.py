@@ -6,6 +6,7 @@ from typing import Any
 
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.evaluation.intervals import wilson_interval
+from vit_finetune.models import ViTConfig
 from vit_finetune.shipping.finished import Finished
 from vit_finetune.shipping.readers import weights_licence
 
@@ -128,6 +129,7 @@ def _limits(finished: Finished, metrics: dict[str, Any]) -> str:
 
 def _loading(finished: Finished, target: str, place: str) -> str:
     """Return the code that loads this export, and how to get the others."""
+    arguments = _torchvision_arguments(finished) if target == "torchvision" else ""
     code = {
         "timm": f"""```python
 # timm
@@ -150,7 +152,7 @@ classify = pipeline("image-classification", model="{place}")
         "torchvision": f"""```python
 import torch
 from torchvision.models import VisionTransformer
-model = VisionTransformer({_torchvision_arguments(finished)})
+model = VisionTransformer({arguments})
 model.load_state_dict(torch.load("{place}/model.pth", weights_only=True))
 model.eval()
 ```""",
@@ -176,12 +178,13 @@ predictions = Predictor("{place}/model.safetensors")("picture.jpg")
 
 
 def _torchvision_arguments(finished: Finished) -> str:
-    config = finished.model.config
-    width = int(config.embed_dim * config.mlp_ratio)  # type: ignore[union-attr,operator,arg-type]
+    config = finished.backbone.config
+    assert isinstance(config, ViTConfig)  # torchvision holds no other
+    width = int(config.embed_dim * config.mlp_ratio)
     return (
-        f"image_size={config.img_size[0]}, patch_size={config.patch_size[0]}, num_layers={config.depth}, "  # type: ignore[union-attr,index]
-        f"num_heads={config.num_heads}, hidden_dim={config.embed_dim}, mlp_dim={width}, "  # type: ignore[union-attr]
-        f"num_classes={config.num_classes}"  # type: ignore[union-attr]
+        f"image_size={config.img_size[0]}, patch_size={config.patch_size[0]}, num_layers={config.depth}, "
+        f"num_heads={config.num_heads}, hidden_dim={config.embed_dim}, mlp_dim={width}, "
+        f"num_classes={config.num_classes}"
     )
 
 
