@@ -41,6 +41,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pictures": _ALL_ROOMS,  # labelled pictures of a run, for what scores finished models
     "predictor": _ALL_ROOMS | {"pictures"},
     "predict": _ALL_ROOMS | {"pictures", "predictor"},
+    "explaining": _ALL_ROOMS | {"pictures", "predictor"},
+    "abstaining": _ALL_ROOMS | {"pictures", "predict", "predictor"},
+    "serve": _ALL_ROOMS | {"pictures", "predictor"},
     "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict"},
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict"},
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
@@ -48,9 +51,13 @@ MAY_IMPORT: dict[str, set[str]] = {
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "pictures", "predict", "readout_run", "staging"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
-    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
+    "cli": _ALL_ROOMS
+    | {"pictures", "predict", "predictor", "finetune", "sweeps", "preflight"}
+    | {"abstaining", "explaining", "serve"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight", "soups", "sweeps"},
+    "__init__": _ALL_ROOMS
+    | {"pictures", "predict", "predictor", "finetune", "preflight", "soups", "sweeps"}
+    | {"abstaining", "explaining"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -63,7 +70,10 @@ LIBRARIES = {
     "config": {"yaml", "pydantic"},
 }
 TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms"}
-INSIDE_FUNCTIONS_ONLY = {"simplejpeg", "optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
+INSIDE_FUNCTIONS_ONLY = {
+    *("simplejpeg", "optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"),
+    *("pytorch_grad_cam", "matplotlib"),
+}
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 
 # Calls that a top-level statement may make: they build a value and touch nothing else.
@@ -73,6 +83,7 @@ PURE_CALLS = {
     *("BeforeValidator", "ConfigDict", "Field", "PrivateAttr", "field", "replace"),
     *("logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
     "StrEnum",
+    "Query",  # fastapi's, a description of a parameter
 }
 PURE_METHODS = {"items", "split", "keys", "values", "join"}
 TOP_LEVEL_EXCEPTIONS = {("__init__", "sys.modules[__name__].__class__ = _Package")}
@@ -84,6 +95,7 @@ MAX_SCRIPT_LINES = 60
 
 # A verb joins with its issue, whole.
 VERBS = {"train", "check", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
+VERBS |= {"explain", "embed", "serve"}
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

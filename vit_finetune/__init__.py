@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vit_finetune.config import Config
     from vit_finetune.data import Splits, k_folds, load_splits, splits_from, write_demo_digits
     from vit_finetune.evaluation import EvalResult, Predictions, mean_interval
+    from vit_finetune.explaining import Explanation, explain, write_explanations
     from vit_finetune.export import export_model_folder
     from vit_finetune.finetune import RunResult, finetune
     from vit_finetune.models import (
@@ -52,6 +53,7 @@ __all__ = [
     "Config",
     "ConversionReport",
     "EvalResult",
+    "Explanation",
     "LoadReport",
     "NotRepresentable",
     "Predictions",
@@ -77,6 +79,7 @@ __all__ = [
     "detect_format",
     "evaluate",
     "evaluate_corrupted",
+    "explain",
     "export_model_folder",
     "finetune",
     "from_pretrained",
@@ -97,6 +100,7 @@ __all__ = [
     "uniform_soup",
     "wise_ft",
     "write_demo_digits",
+    "write_explanations",
 ]
 
 # The room that each public name lives in; the imports above say the same to type checkers, and a test compares them.
@@ -106,6 +110,7 @@ _ROOMS = {
     "config": ("Config",),
     "data": ("Splits", "k_folds", "load_splits", "splits_from", "write_demo_digits"),
     "evaluation": ("EvalResult", "Predictions", "mean_interval"),
+    "explaining": ("Explanation", "explain", "write_explanations"),
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),
