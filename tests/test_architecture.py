@@ -44,6 +44,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "predict": _ALL_ROOMS | {"pictures", "predictor"},
     "exported": _ALL_ROOMS | {"predictor"},  # an ONNX file in the place of a finished model
     "shipping": _ALL_ROOMS | {"pictures", "predict"},  # export, proof, card, push of a finished model
+    "explaining": _ALL_ROOMS | {"pictures", "predictor"},
+    "abstaining": _ALL_ROOMS | {"pictures", "predict", "predictor"},
+    "serve": _ALL_ROOMS | {"pictures", "predictor"},
     "report": _ALL_ROOMS | {"pictures", "predictor"},
     "ladder": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
@@ -55,10 +58,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "migration": {"common", "config", "models", "recipe"},  # other trainers' arguments as recipes
     "doctor": {"common", "weights"},  # what this installation can do
     "cli": _ALL_ROOMS
-    | {"pictures", "predict", "exported", "shipping", "finetune", "sweeps", "preflight"}
-    | {"report", "migration", "doctor"},
+    | {"pictures", "predict", "predictor", "exported", "shipping", "finetune", "sweeps", "preflight"}
+    | {"abstaining", "explaining", "serve", "report", "migration", "doctor"},
     "__main__": {"cli"},
-    "__init__": _ALL_ROOMS | {"pictures", "predict", "shipping", "finetune", "preflight", "report", "soups", "sweeps"},
+    "__init__": _ALL_ROOMS
+    | {"pictures", "predict", "predictor", "shipping", "finetune", "preflight", "report", "soups", "sweeps"}
+    | {"abstaining", "explaining"},
 }
 # Single arrows between siblings: (module, room).
 EXTRA_ARROWS = {("training.loop", "evaluation")}
@@ -71,7 +76,10 @@ LIBRARIES = {
     "config": {"yaml", "pydantic"},
 }
 TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms", "shipping.readers"}
-INSIDE_FUNCTIONS_ONLY = {"simplejpeg", "optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"}
+INSIDE_FUNCTIONS_ONLY = {
+    *("simplejpeg", "optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"),
+    *("pytorch_grad_cam", "matplotlib"),
+}
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 
 # Calls that a top-level statement may make: they build a value and touch nothing else.
@@ -81,6 +89,7 @@ PURE_CALLS = {
     *("BeforeValidator", "ConfigDict", "Field", "PlainSerializer", "PrivateAttr", "WrapValidator", "field", "replace"),
     *("logging.getLogger", "re.compile", "struct.Struct", "typer.Argument", "typer.Option", "typer.Typer"),
     "StrEnum",
+    "Query",  # fastapi's, a description of a parameter
 }
 PURE_METHODS = {"items", "split", "keys", "values", "join"}
 TOP_LEVEL_EXCEPTIONS = {
@@ -95,8 +104,8 @@ MAX_SCRIPT_LINES = 60
 
 # A verb joins with its issue, whole.
 VERBS = {
-    *("train", "check", "sweep", "evaluate", "predict", "report", "compare", "export", "push"),
-    *("inspect", "convert", "models", "recipes", "doctor", "completion"),
+    *("train", "check", "plan", "sweep", "evaluate", "predict", "explain", "embed", "serve", "report", "compare"),
+    *("export", "push", "inspect", "convert", "models", "recipes", "doctor", "completion"),
 }
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vit_finetune.config import Config
     from vit_finetune.data import Splits, k_folds, load_splits, splits_from, write_demo_digits
     from vit_finetune.evaluation import EvalResult, Predictions, mean_interval, register_metric
+    from vit_finetune.explaining import Explanation, explain, write_explanations
     from vit_finetune.export import export_model_folder
     from vit_finetune.finetune import RunResult, finetune
     from vit_finetune.models import (
@@ -55,6 +56,7 @@ __all__ = [
     "Config",
     "ConversionReport",
     "EvalResult",
+    "Explanation",
     "ExportResult",
     "LoadReport",
     "NotRepresentable",
@@ -82,6 +84,7 @@ __all__ = [
     "detect_format",
     "evaluate",
     "evaluate_corrupted",
+    "explain",
     "export_model",
     "export_model_folder",
     "finetune",
@@ -107,6 +110,7 @@ __all__ = [
     "wise_ft",
     "write_comparison",
     "write_demo_digits",
+    "write_explanations",
     "write_report",
 ]
 
@@ -117,6 +121,7 @@ _ROOMS = {
     "config": ("Config",),
     "data": ("Splits", "k_folds", "load_splits", "splits_from", "write_demo_digits"),
     "evaluation": ("EvalResult", "Predictions", "mean_interval", "register_metric"),
+    "explaining": ("Explanation", "explain", "write_explanations"),
     "export": ("export_model_folder",),
     "finetune": ("RunResult", "finetune"),
     "models": ("ViTConfig", "VisionTransformer", "attention_maps", "create_model", "list_models", "replace_head"),

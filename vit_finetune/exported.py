@@ -22,18 +22,28 @@ class OnnxPredictor(Predictor):
     Args:
         path: the file.
         batch_size: pictures per run, of a file that takes prepared pixels.
+        temperature: what logits are divided by; None takes the file's own.
+        min_probability: below it the model abstains; in [0, 1].
 
     Raises:
         RequestError: onnxruntime is missing or cannot open the file, or it does not say its classes.
     """
 
-    def __init__(self, path: str | Path, *, batch_size: int = 32) -> None:  # nothing of a torch network is loaded
+    def __init__(  # nothing of a torch network is loaded
+        self,
+        path: str | Path,
+        *,
+        batch_size: int = 32,
+        temperature: float | None = None,
+        min_probability: float | None = None,
+    ) -> None:
         self.network = OnnxNetwork(path)
         about = self.network.about
         assert about.class_names is not None
         assert about.preprocess is not None
         self.preprocess, self.class_names, self.thresholds = about.preprocess, about.class_names, about.thresholds
-        self.temperature, self.min_probability = self.network.temperature, None
+        self.temperature = self.network.temperature if temperature is None else temperature
+        self.min_probability = min_probability
         self.device = torch.device("cpu")
         self.batch_size = 1 if self.network.takes_bytes else batch_size
         self.model = self.network

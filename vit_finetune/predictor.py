@@ -119,6 +119,11 @@ class Predictor:
         """Return the evaluation transform of the model, with a corruption of the cropped picture where one is given."""
         return build_eval_transform(self.preprocess, corruption=corruption)
 
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether probabilities are at a temperature of their own rather than as the network gives them."""
+        return self.temperature not in (None, 1.0)
+
     def __call__(self, images: Picture | Iterable[Picture]) -> Predictions:
         """Classify pictures.
 
@@ -186,9 +191,20 @@ class Predictor:
     @torch.inference_mode()
     def _run(self, pictures: Sequence[Path | Image.Image], network: Callable[[Tensor], Tensor]) -> np.ndarray:
         """Return what a network gives for pictures, float32 on the CPU."""
-        tensors: list[Tensor] = [self._transform(decode_picture(picture)) for picture in pictures]
-        out: np.ndarray = network(torch.stack(tensors).to(self.device)).float().cpu().numpy()
+        out: np.ndarray = network(self.pixels(pictures)).float().cpu().numpy()
         return out
+
+    def pixels(self, pictures: Sequence[Path | Image.Image]) -> Tensor:
+        """Return pictures as the network takes them, [b, C, H, W] on its device.
+
+        Args:
+            pictures: at least one.
+
+        Raises:
+            RequestError: a picture cannot be read; the message names it.
+        """
+        tensors: list[Tensor] = [self._transform(decode_picture(picture)) for picture in pictures]
+        return torch.stack(tensors).to(self.device)
 
     def _predictions(self, logits: np.ndarray, paths: tuple[str | None, ...]) -> Predictions:
         """Return logits [n, K] as predictions: the first guess is of the logits, so no temperature changes it."""

@@ -3,7 +3,10 @@
 Verbs are listed in the order in which their modules are imported here.
 """
 
-from vit_finetune.cli import making, reporting, shipping, starting, using, weights, workshop
+from vit_finetune.cli import explaining, making, reporting, serving, shipping, starting, using, weights, workshop
 from vit_finetune.cli.app import app, main
 
-__all__ = ["app", "main", "making", "reporting", "shipping", "starting", "using", "weights", "workshop"]
+__all__ = [
+    *("app", "explaining", "main", "making", "reporting", "serving", "shipping", "starting", "using", "weights"),
+    "workshop",
+]

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,12 +73,12 @@ def finish(
     run_dir = Path(config.run.dir)
     rung = rung_dir(run_dir, best.rung)
     figures: dict[str, Any] = json.loads((rung / "metrics.json").read_text(encoding="utf-8"))
-    best_step, calibration = int(figures.get("best_step") or 0), _calibration_of(figures)
+    best_step = int(figures.get("best_step") or 0)
     predictor = Predictor(run_dir / "model", device=accelerator.device.type)
 
     def work() -> dict[str, float]:
-        nonlocal calibration
         metrics, counted = best.metrics or {}, {name: figures[name] for name in ("num_samples", "per_class")}
+        calibration = _calibration_of(figures)
         if splits.test is None:
             with atomic_file(run_dir / PREDICTIONS) as temporary:
                 shutil.copyfile(rung / PREDICTIONS, temporary)
@@ -99,10 +100,8 @@ def finish(
             "calibration": calibration and asdict(calibration),
         }
         if config.evaluation.corruptions:
-            table = evaluate_corrupted(
-                run_dir / "model", splits, split=summary["split"], seed=config.run.seed, predictor=predictor
-            )
-            summary["corruptions"] = table
+            score = partial(evaluate_corrupted, run_dir / "model", splits, predictor=predictor)
+            table = summary["corruptions"] = score(split=summary["split"], seed=config.run.seed)
             console.say(*(f"corrupt  {line}" for line in corruption_lines(table, config.evaluation.metric)))
         write_json(run_dir / "metrics.json", summary)
         return metrics
