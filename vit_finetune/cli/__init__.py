@@ -7,6 +7,15 @@ from vit_finetune.cli import explaining, making, reporting, serving, shipping, s
 from vit_finetune.cli.app import app, main
 
 __all__ = [
-    *("app", "explaining", "main", "making", "reporting", "serving", "shipping", "starting", "using", "weights"),
+    "app",
+    "explaining",
+    "main",
+    "making",
+    "reporting",
+    "serving",
+    "shipping",
+    "starting",
+    "using",
+    "weights",
     "workshop",
 ]
