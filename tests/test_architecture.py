@@ -98,7 +98,7 @@ TOP_LEVEL_EXCEPTIONS = {
 }
 
 MAX_MODULE_LINES = 300
-MAX_FUNCTION_LINES = 50  # a screen of code; what documents a function is not counted
+MAX_FUNCTION_LINES = 45  # a screen of code; its signature and what documents it are not counted
 LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a run
 MAX_SCRIPT_LINES = 60
 
@@ -332,19 +332,14 @@ def test_size__modules() -> None:
     assert not long, f"modules over {MAX_MODULE_LINES} lines: {long}"
 
 
-def length(node: ast.stmt) -> int:
-    """Return how many lines a statement has."""
-    return (node.end_lineno or node.lineno) - node.lineno + 1
-
-
 def test_size__functions() -> None:
-    """No function has more than 50 lines beside its documentation, `finetune()` excepted."""
+    """No function has more than 45 lines below its signature and documentation, `finetune()` excepted."""
     long = {}
     for module in modules():
         for node in ast.walk(module.tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                documented = node.body[0] if ast.get_docstring(node) is not None else None
-                lines = length(node) - (0 if documented is None else length(documented))
+                body = node.body[ast.get_docstring(node) is not None :] or node.body
+                lines = (body[-1].end_lineno or 0) - body[0].lineno + 1
                 if lines > MAX_FUNCTION_LINES and f"{module.name}.{node.name}" not in LONG_FUNCTIONS:
                     long[f"{module.name}.{node.name}"] = lines
     assert not long, f"functions over {MAX_FUNCTION_LINES} lines: {long}"

@@ -54,7 +54,7 @@ PRETRAINED = (
         (
             least(tuning={"zzz": 1}),
             "tuning.zzz: no such key; known are mode, num_blocks, num_stages, probe_steps, probe_epochs, probe_lr, "
-            "lora, train, freeze",
+            "lora, cache_prefix, train, freeze",
         ),
         (least(trian={}), "trian: no such key; did you mean 'train'?"),
         ({**least(), "model": {}}, f"model.pretrained: is required ({PRETRAINED})"),

@@ -131,20 +131,7 @@ def _loading(finished: Finished, target: str, place: str) -> str:
     """Return the code that loads this export, and how to get the others."""
     arguments = _torchvision_arguments(finished) if target == "torchvision" else ""
     code = {
-        "timm": f"""```python
-# timm
-import timm
-model = timm.create_model("{"hf-hub" if "/" in place else "local-dir"}:{place}", pretrained=True).eval()
-transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-
-# transformers
-from transformers import pipeline
-classify = pipeline("image-classification", model="{place}")
-
-# vit_finetune
-from vit_finetune import Predictor
-predictions = Predictor("{"hf-hub:" if "/" in place else ""}{place}")("picture.jpg")
-```""",
+        "timm": _timm_loading(place),
         "transformers": f"""```python
 from transformers import pipeline
 classify = pipeline("image-classification", model="{place}")
@@ -175,6 +162,24 @@ predictions = Predictor("{place}/model.safetensors")("picture.jpg")
     }[target]
     others = "`vit-finetune export MODEL OUT --to timm|transformers|torchvision|onnx|torch_export|safetensors`"
     return f"{code}\n\nFor timm, transformers, torchvision, ONNX Runtime and plain PyTorch: {others}."
+
+
+def _timm_loading(place: str) -> str:
+    """Return the code that loads timm's folder, which transformers and we open too."""
+    return f"""```python
+# timm
+import timm
+model = timm.create_model("{"hf-hub" if "/" in place else "local-dir"}:{place}", pretrained=True).eval()
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+
+# transformers
+from transformers import pipeline
+classify = pipeline("image-classification", model="{place}")
+
+# vit_finetune
+from vit_finetune import Predictor
+predictions = Predictor("{"hf-hub:" if "/" in place else ""}{place}")("picture.jpg")
+```"""
 
 
 def _torchvision_arguments(finished: Finished) -> str:
