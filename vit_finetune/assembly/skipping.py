@@ -88,7 +88,7 @@ class SkippedImages:
             raise WorkError(
                 f"none of the {num_bad:.0f} pictures of a training step can be read; see {self._journal.path}"
             )
-        return weight or count  # where all that is left weighs 0, the loss is 0 whatever it is divided by
+        return float(weight or count)  # where all that is left weighs 0, the loss is 0 whatever it is divided by
 
     def watch(self, batches: Iterable[Batch], found: list[BadImage]) -> Iterator[Batch]:
         """Yield the batches that are not empty; what they left out is appended to `found`."""

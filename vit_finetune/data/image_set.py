@@ -165,7 +165,7 @@ class ImageSet:
             return self.class_counts(num_classes).astype(np.float64)
         if self.labels.ndim == 2:
             return np.asarray(self.weights @ self.labels)
-        return np.bincount(self.labels, self.weights, minlength=num_classes)
+        return np.asarray(np.bincount(self.labels, self.weights, minlength=num_classes), dtype=np.float64)
 
     @property
     def total_weight(self) -> float:
