@@ -44,10 +44,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict"},
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
     "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "staging"},
+    "scaling": _ALL_ROOMS | {"assembly"},
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "pictures", "predict", "readout_run", "staging"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
-    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight"},
+    "cli": _ALL_ROOMS | {"pictures", "predict", "finetune", "sweeps", "preflight", "scaling"},
     "__main__": {"cli"},
     "__init__": _ALL_ROOMS | {"pictures", "predict", "finetune", "preflight", "soups", "sweeps"},
 }
@@ -82,7 +83,7 @@ LONG_FUNCTIONS = {"finetune.finetune"}  # the one long function: the story of a 
 MAX_SCRIPT_LINES = 60
 
 # A verb joins with its issue, whole.
-VERBS = {"train", "check", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes"}
+VERBS = {"train", "check", "sweep", "evaluate", "predict", "inspect", "convert", "models", "recipes", "plan"}
 HEAVY = ("torch", "torchvision", "timm", "transformers", "datasets", "accelerate", "pydantic", "rich", "numpy")
 
 

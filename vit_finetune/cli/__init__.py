@@ -3,7 +3,7 @@
 Verbs are listed in the order in which their modules are imported here.
 """
 
-from vit_finetune.cli import making, using, weights
+from vit_finetune.cli import making, planning, using, weights
 from vit_finetune.cli.app import app, main
 
-__all__ = ["app", "main", "making", "using", "weights"]
+__all__ = ["app", "main", "making", "planning", "using", "weights"]
