@@ -52,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "readout_run": _ALL_ROOMS | {"assembly", "pictures", "predict", "report"},
     "staging": _ALL_ROOMS,  # what finetune() does at the boundary of two stages
     "finetune": _ALL_ROOMS | {"assembly", "pictures", "ladder", "readout_run", "report", "staging"},
+    "scaling": _ALL_ROOMS | {"assembly"},  # what a recipe needs on how many machines
     "soups": _ALL_ROOMS | {"pictures", "predict"},
     "preflight": _ALL_ROOMS | {"assembly", "pictures", "predict", "readout_run", "staging"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
@@ -59,7 +60,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doctor": {"common", "weights"},  # what this installation can do
     "cli": _ALL_ROOMS
     | {"pictures", "predict", "predictor", "exported", "shipping", "finetune", "sweeps", "preflight"}
-    | {"abstaining", "explaining", "serve", "report", "migration", "doctor"},
+    | {"abstaining", "explaining", "serve", "report", "migration", "doctor", "scaling"},
     "__main__": {"cli"},
     "__init__": _ALL_ROOMS
     | {"pictures", "predict", "predictor", "shipping", "finetune", "preflight", "report", "soups", "sweeps"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.preprocess import PreprocessSpec
@@ -14,9 +15,9 @@ from vit_finetune.tuning import add_lora
 from vit_finetune.weights import LoadReport, from_pretrained
 
 
-def build_model(config: Config, splits: Splits) -> tuple[Backbone, LoadReport]:
-    """Return the network with its new head, and what happened to every tensor."""
-    section, num_classes = config.model, len(splits.class_names)
+def network_options(config: Config) -> dict[str, Any]:
+    """Return the fields of the network that the recipe sets."""
+    section = config.model
     asked = {
         "img_size": section.img_size,
         "in_chans": section.in_chans,
@@ -28,7 +29,12 @@ def build_model(config: Config, splits: Splits) -> tuple[Backbone, LoadReport]:
         "proj_drop_rate": section.proj_drop_rate,
         "attn_drop_rate": section.attn_drop_rate,
     }
-    overrides = {key: value for key, value in asked.items() if value is not None} | section.overrides
+    return {key: value for key, value in asked.items() if value is not None} | section.overrides
+
+
+def build_model(config: Config, splits: Splits) -> tuple[Backbone, LoadReport]:
+    """Return the network with its new head, and what happened to every tensor."""
+    section, num_classes, overrides = config.model, len(splits.class_names), network_options(config)
     keeps_head = section.head_init == "pretrained"
     init = "zeros" if section.head_init == "pretrained" else section.head_init
     if section.pretrained is not None:

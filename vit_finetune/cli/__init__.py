@@ -3,7 +3,18 @@
 Verbs are listed in the order in which their modules are imported here.
 """
 
-from vit_finetune.cli import explaining, making, reporting, serving, shipping, starting, using, weights, workshop
+from vit_finetune.cli import (
+    explaining,
+    making,
+    planning,
+    reporting,
+    serving,
+    shipping,
+    starting,
+    using,
+    weights,
+    workshop,
+)
 from vit_finetune.cli.app import app, main
 
 __all__ = [
@@ -11,6 +22,7 @@ __all__ = [
     "explaining",
     "main",
     "making",
+    "planning",
     "reporting",
     "serving",
     "shipping",

@@ -1,0 +1,184 @@
+"""Whether a recipe fits on so many processes with so much memory each, and with what micro-batch, before anything runs.
+
+Nothing is loaded where the recipe names its architecture, and no picture is opened.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from vit_finetune.assembly import add_adapters
+from vit_finetune.assembly.network import network_options
+from vit_finetune.common.errors import RequestError
+from vit_finetune.config import Config
+from vit_finetune.models import Backbone, create_model, replace_head
+from vit_finetune.scaling.footprint import Footprint, footprint
+from vit_finetune.scaling.layouts import Share, share_of
+from vit_finetune.training import make_optimizer, micro_batch, parameter_groups
+from vit_finetune.training.plan import largest_share
+from vit_finetune.tuning import apply_tuning
+from vit_finetune.weights import from_pretrained
+
+_STAGED = ("lp_ft", "gradual")  # their last stage trains all
+_COUNTED = (4, 8)  # micro-batches; memory grows with the number of pictures
+_OVERHEAD = 10**9  # bytes that CUDA, cuBLAS and NCCL take beside the tensors
+
+
+@dataclass(frozen=True)
+class ScalePlan:
+    """How a strategy would run.
+
+    Attributes:
+        fits: whether it fits into the memory.
+        per_device_batch_size: pictures that a process takes at once; the fewest there can be where it does not fit.
+        gradient_accumulation_steps: micro-batches of a process in a step.
+        share: what a process holds and sends.
+    """
+
+    fits: bool
+    per_device_batch_size: int
+    gradient_accumulation_steps: int
+    share: Share
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Return it as plain JSON values."""
+        return {**asdict(self), "peak_bytes": self.share.peak}
+
+
+class Growth:
+    """The memory of a step as its micro-batch grows: counted at two sizes, a straight line through them.
+
+    Args:
+        count: counts a micro-batch of so many pictures.
+    """
+
+    def __init__(self, count: Callable[[int], Footprint]) -> None:
+        self._few, self._many = (count(size) for size in _COUNTED)
+
+    def at(self, size: int) -> Footprint:
+        """Return what a step of so many pictures at once holds."""
+        (few, many), slope = _COUNTED, self._many.peak - self._few.peak
+        line = self._few.peak + slope * (size - few) // (many - few)
+        return replace(self._few, micro_batch=size, peak=max(self._few.update, line))
+
+
+def network_on_paper(config: Config, num_classes: int) -> Backbone:
+    """Return the recipe's network without weights, on the meta device, with what trains chosen.
+
+    Args:
+        config: of the run.
+        num_classes: outputs of the new head.
+
+    Raises:
+        RequestError: the recipe trains no network.
+    """
+    tuning, options = config.tuning, network_options(config)
+    if tuning.mode == "readout":
+        raise RequestError("tuning.mode readout trains no network; there is nothing to plan")
+    if config.model.name is not None:
+        with torch.device("meta"):
+            model = replace_head(create_model(config.model.name, **options | {"weight_init": "skip"}), num_classes)
+    else:
+        source = config.model.pretrained or ""  # the configuration refuses neither name nor weights
+        model = from_pretrained(source, num_classes=num_classes, **options)[0].to("meta")
+    add_adapters(config, model)
+    mode = "full" if tuning.mode in _STAGED else tuning.mode
+    apply_tuning(model, mode, num_blocks=tuning.num_blocks, train=tuning.train, freeze=tuning.freeze)
+    model.set_grad_checkpointing(config.train.grad_checkpointing)
+    return model
+
+
+def growth_of(config: Config, *, num_classes: int, mixed_precision: str) -> Growth:
+    """Count the memory of a recipe's training step at a few sizes.
+
+    Args:
+        config: of the run.
+        num_classes: outputs of the new head.
+        mixed_precision: no, bf16 or fp16.
+    """
+
+    def count(size: int) -> Footprint:
+        model = network_on_paper(config, num_classes)
+        return footprint(
+            model,
+            blocks=list(model.blocks),
+            optimizer_of=lambda network: _optimizer(config, network),
+            image_size=(model.config.in_chans, *model.config.img_size),
+            micro_batch=size,
+            mixed_precision=mixed_precision,
+            keeps_average=config.train.ema_decay is not None,
+        )
+
+    return Growth(count)
+
+
+def _optimizer(config: Config, model: Any) -> torch.optim.Optimizer:
+    options = config.optimizer
+    optimizer = make_optimizer(
+        parameter_groups(model, weight_decay=options.weight_decay, layer_decay=options.layer_decay),
+        name=options.name,
+        lr=options.lr,
+        momentum=options.momentum,
+        nesterov=options.nesterov,
+        betas=options.betas,
+        eps=options.eps,
+    )
+    for group in optimizer.param_groups:
+        if "foreach" in group:  # as on a GPU, where all parameters of a group are updated at once
+            group["foreach"] = True
+    return optimizer
+
+
+def scale_plan(
+    growth: Growth, config: Config, strategy: str, *, num_processes: int, memory: int, mixed_precision: str
+) -> ScalePlan:
+    """Return the largest micro-batch that fits, and what it comes to.
+
+    Args:
+        growth: of `growth_of`.
+        config: of the run: its global batch, and whether pairs are mixed.
+        strategy: ddp or fsdp.
+        num_processes: that share a step.
+        memory: bytes of each.
+        mixed_precision: no, bf16 or fp16.
+
+    Raises:
+        RequestError: the global batch leaves a process without a picture.
+    """
+    batch, in_pairs = config.train.global_batch_size, config.train.mixes
+    micro_batch("auto", global_batch_size=batch, num_processes=num_processes, device_kind="cuda", in_pairs=in_pairs)
+    share, least = largest_share(batch, num_processes, in_pairs=in_pairs), 2 if in_pairs else 1
+    parts = 0
+    while True:
+        parts += 1
+        size = max(least, least * -(-share // (least * parts)))
+        accumulation = -(-share // size)
+        taken = share_of(
+            growth.at(size),
+            strategy,
+            num_processes=num_processes,
+            accumulation=accumulation,
+            compute_bytes=4 if mixed_precision == "no" else 2,
+        )
+        fits = taken.peak + _OVERHEAD <= memory
+        if fits or size <= least:
+            return ScalePlan(fits, size, accumulation, taken)
+
+
+def even_world_sizes(global_batch_size: int, num_processes: int, *, in_pairs: bool = False) -> list[int]:
+    """Return the nearest numbers of processes, below and above, that share a step evenly; one of them may be the given.
+
+    Args:
+        global_batch_size: pictures per step over all processes.
+        num_processes: wanted.
+        in_pairs: neighbours are mixed and stay together.
+    """
+    units = global_batch_size // 2 if in_pairs else global_batch_size
+    even = [count for count in range(1, units + 1) if units % count == 0]
+    below = [count for count in even if count <= num_processes]
+    above = [count for count in even if count >= num_processes]
+    return sorted({*below[-1:], *above[:1]})
