@@ -197,8 +197,8 @@ def _folders() -> list[Finding]:
 
 def _hub() -> Finding:
     """Ask the Hub's front door, and take any answer for reachable."""
+    from huggingface_hub import get_session
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-    from huggingface_hub.utils import get_session
 
     if HF_HUB_OFFLINE:
         return Finding("network", ENDPOINT, "not asked: HF_HUB_OFFLINE is set")

@@ -46,7 +46,7 @@ class OnnxPredictor(Predictor):
         self.min_probability = min_probability
         self.device = torch.device("cpu")
         self.batch_size = 1 if self.network.takes_bytes else batch_size
-        self.model = self.network
+        self.model = self.network  # type: ignore[assignment]  # logits are all that is asked of it
         self._transform = self.transform()
 
     def transform(self, corruption: Corruption | None = None) -> Transform:

@@ -38,7 +38,7 @@ from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.sources import FROM_PYTHON
-from vit_finetune.evaluation import note_opening, opening_lines, write_evaluation
+from vit_finetune.evaluation import note_opening, opening_lines, temperature_of, write_evaluation
 from vit_finetune.export import export_model_folder
 from vit_finetune.ladder import climb
 from vit_finetune.models import Backbone
@@ -258,7 +258,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     def write() -> None:
         names = splits.class_names
         folder = partial(export_model_folder, model, run_dir / "model", preprocess=preprocess, class_names=names)
-        folder(thresholds=thresholds, temperature=calibration and calibration.temperature, overwrite=True)
+        folder(thresholds=thresholds, temperature=temperature_of(calibration), overwrite=True)
         summary: dict[str, Any] = {"best_step": best_step, "num_steps": done.step}
         if average is not None:
             summary["is_average"] = done.best_is_average

@@ -207,10 +207,10 @@ class FrozenWork:
             done = f"{'kept' if hit else 'computed'} up to block {min(boundary, len(self.model.blocks))}"
             self.console.say(f"frozen   {what}: {done}, {tables[view].nbytes / 1e6:,.0f} MB in {cache.root}")
         self.model.train(was_training)
-        val = tables.pop("val", None)
-        if val is not None:
-            self._val = self._scorer(boundary, val)
-        return lambda *args, **options: KeptWorker(*args, views=tables, num_views=num_views, **options)
+        if "val" in tables:
+            self._val = self._scorer(boundary, tables["val"])
+        views = {view: table for view, table in tables.items() if isinstance(view, int)}
+        return lambda *args, **options: KeptWorker(*args, views=views, num_views=num_views, **options)
 
     def _cache(self, source: PrefixSource, num_train_views: int) -> FeatureCache:
         """Return where it is kept, which has room."""

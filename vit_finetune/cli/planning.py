@@ -41,8 +41,8 @@ def plan(
     }
     if as_json:
         told = {"num_processes": num_processes, "memory_bytes": limit, "global_batch_size": batch}
-        found = {name: found.to_mapping() for name, found in plans.items()}
-        print(json.dumps({**told, "mixed_precision": precision, "even_num_processes": even, **found}))
+        of_each = {name: found.to_mapping() for name, found in plans.items()}
+        print(json.dumps({**told, "mixed_precision": precision, "even_num_processes": even, **of_each}))
         return
     print(f"step     {batch} pictures over {num_processes} processes, precision {precision}, a head of {num_classes}")
     if num_processes not in even:

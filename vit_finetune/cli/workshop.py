@@ -37,6 +37,6 @@ def completion(shell: Annotated[Shell, typer.Argument(help="The shell to print i
 
     Example: vit-finetune completion bash >> ~/.bashrc
     """
-    from typer.completion import get_completion_script
+    from typer.completion import get_completion_script  # type: ignore[attr-defined]  # it is there, unlisted
 
     print(get_completion_script(prog_name=PROGRAM, complete_var=COMPLETE_VARIABLE, shell=shell))

@@ -9,6 +9,7 @@ from vit_finetune.evaluation.calibration import (
     reliability_bins,
     remeasured,
     rescale,
+    temperature_of,
 )
 from vit_finetune.evaluation.intervals import mean_interval
 from vit_finetune.evaluation.metrics import METRICS, register_metric, score
@@ -42,6 +43,7 @@ __all__ = [
     "remeasured",
     "rescale",
     "score",
+    "temperature_of",
     "tune_thresholds",
     "wise_ft_blend",
     "write_evaluation",

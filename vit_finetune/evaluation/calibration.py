@@ -199,6 +199,11 @@ class Calibration:
         )
 
 
+def temperature_of(calibration: Calibration | None) -> float | None:
+    """Return what was fitted, or None where nothing was."""
+    return None if calibration is None else calibration.temperature
+
+
 def calibrate(on_val: EvalResult, final: EvalResult, *, measured_on: str) -> Calibration:
     """Fit a temperature on the val split and measure it on the split whose figures count.
 

@@ -127,7 +127,7 @@ def check_replay(log: Log, now: Log) -> None:
     Raises:
         RequestError: configuration, data or processes differ; every difference is named.
     """
-    differences = [line for line in config_differences(log.config, now.config) if not line.startswith(_FREE)]
+    differences = [line for key, line in config_differences(log.config, now.config) if not key.startswith(_FREE)]
     for name in ("data", "num_processes"):  # threads and precision are taken over
         before, after = getattr(log, name), getattr(now, name)
         if before != after:

@@ -23,6 +23,7 @@ from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.manifest import manifest_hash, write_manifest
+from vit_finetune.evaluation import temperature_of
 from vit_finetune.export import export_onnx, export_readout
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import open_splits
@@ -152,7 +153,7 @@ def _choose_and_write(
         run_dir / "model",
         preprocess=preprocess,
         class_names=splits.class_names,
-        temperature=calibration and calibration.temperature,
+        temperature=temperature_of(calibration),
         overwrite=True,
     )
     if config.readout.onnx:

@@ -224,7 +224,8 @@ def confused_pairs(scored: Scored) -> list[Pair]:
     num_classes = len(scored.class_names)
     cells, counts = np.unique(scored.labels[wrong] * num_classes + scored.guesses[wrong], return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    return [Pair(*(int(part) for part in divmod(cells[row], num_classes)), int(counts[row])) for row in order]
+    labels, guesses = np.divmod(cells, num_classes)
+    return [Pair(int(labels[row]), int(guesses[row]), int(counts[row])) for row in order]
 
 
 def _most_taken_for(scored: Scored) -> dict[int, tuple[int, int]]:

@@ -49,7 +49,8 @@ class Scored:
     @property
     def correct(self) -> NDArray[np.bool_]:
         """Whether the guess is the true class [n]."""
-        return self.labels == self.guesses
+        found: NDArray[np.bool_] = self.labels == self.guesses
+        return found
 
     def __len__(self) -> int:
         """Return the number of pictures."""
@@ -110,9 +111,9 @@ def read_scored(path: Path, class_names: Sequence[str], *, temperature: float | 
             )
         )
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    if temperature is None:
-        return Scored(tuple(class_names), *columns[:-1], None)  # type: ignore[arg-type]
-    return Scored(tuple(class_names), *columns)  # type: ignore[arg-type]
+    indices, paths, labels, chosen, confidence, margin, at_temperature = columns
+    known = None if temperature is None else at_temperature
+    return Scored(tuple(class_names), indices, paths, labels, chosen, confidence, margin, known)
 
 
 def read_scored_sets(path: Path, class_names: Sequence[str]) -> ScoredSets:

@@ -54,7 +54,7 @@ def _metadata(*, target: str, licence: str | None, source: str | None, metrics: 
     results = []
     if "accuracy" in metrics:
         dataset = {"dataset_type": "image-classification", "dataset_name": "the run's own pictures"}
-        told = {"task_type": "image-classification", "dataset_split": metrics.get("split"), **dataset}
+        told: dict[str, Any] = {"task_type": "image-classification", "dataset_split": metrics.get("split"), **dataset}
         results = [
             EvalResult(metric_type=key, metric_value=metrics[key], **told)
             for key in ("accuracy", "macro_f1")

@@ -40,9 +40,12 @@ class Reader:
 def open_timm(folder: Path) -> Reader:
     """Open a model folder with timm, and its transform as timm makes it from the folder."""
     import timm
+    from timm.data.config import resolve_model_data_config
+    from timm.data.transforms_factory import create_transform
 
     model = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    settings = resolve_model_data_config(model)  # type: ignore[no-untyped-call]
+    transform = create_transform(**settings, is_training=False)
     return Reader(f"timm {timm.__version__}", model, lambda picture: model(transform(picture)[None]))
 
 
@@ -51,7 +54,7 @@ def open_transformers(folder: Path) -> Reader:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     model = AutoModelForImageClassification.from_pretrained(folder).float().eval()
-    processor = AutoImageProcessor.from_pretrained(folder)
+    processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
 
     def of_picture(picture: Image.Image) -> Tensor:
         logits: Tensor = model(**processor(images=picture, return_tensors="pt")).logits

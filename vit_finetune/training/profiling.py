@@ -68,8 +68,9 @@ def profiled(
         yield from steps
         return
     waited, started, number = 0.0, 0.0, 0
+    waits: list[float] = []
     profiler = torch.profiler.profile()
-    for number, step in enumerate(_timed(steps, waits := []), start=1):
+    for number, step in enumerate(_timed(steps, waits), start=1):
         if number == SKIPPED_STEPS + 1:
             waits.clear()
             profiler.start()

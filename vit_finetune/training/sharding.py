@@ -112,7 +112,8 @@ def whole(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tens
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
             # Parts that are kept on the CPU are gathered by the devices' network.
-            gathered = tensor.detach().to(tensor.device_mesh.device_type).full_tensor()
+            there: DTensor = tensor.detach().to(tensor.device_mesh.device_type)  # type: ignore[assignment]
+            gathered = there.full_tensor()
             found[name] = gathered.cpu() if keep else gathered.new_empty(0)
         else:
             found[name] = tensor
