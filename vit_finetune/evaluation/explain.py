@@ -104,7 +104,8 @@ def position_similarity(model: Backbone) -> Tensor:
     rows, columns = model.config.grid_size
     patches = embedding.detach().float().cpu()[0, -rows * columns :]
     unit = patches / patches.norm(dim=1, keepdim=True).clamp(min=_EPS)
-    return rearrange(unit @ unit.T, "(a b) (c d) -> a b c d", a=rows, c=rows)
+    out: Tensor = rearrange(unit @ unit.T, "(a b) (c d) -> a b c d", a=rows, c=rows)
+    return out
 
 
 def patch_filters(model: Backbone, num_filters: int = 28) -> Tensor:
@@ -126,7 +127,8 @@ def patch_filters(model: Backbone, num_filters: int = 28) -> Tensor:
     _, _, components = torch.linalg.svd(weight.flatten(1), full_matrices=False)
     chosen = components[:num_filters]
     largest = chosen.gather(1, chosen.abs().argmax(dim=1, keepdim=True))
-    return (chosen * largest.sign()).reshape(-1, *weight.shape[1:])
+    filters: Tensor = (chosen * largest.sign()).reshape(-1, *weight.shape[1:])
+    return filters
 
 
 def overlay(image: Image.Image, heat: NDArray[Any], *, strength: float = 0.55) -> Image.Image:
