@@ -106,11 +106,11 @@ def test_overlay__is_brightest_where_the_heat_is() -> None:
 
 
 def test_colourise__is_matplotlibs_inferno() -> None:
-    """Colours follow matplotlib's own map within 16 of 256 steps, and brightness rises with the value."""
+    """Colours follow matplotlib's own map within 20 of 256 steps, and brightness rises with the value."""
     matplotlib = pytest.importorskip("matplotlib")
     values = np.linspace(0, 1, 101)[None]
     expected = matplotlib.colormaps["inferno"](values)[..., :3] * 255
     found = colourise(values).astype(float)
-    assert np.abs(found - expected).max() < 16
+    assert np.abs(found - expected).max() < 20
     brightness = found[0] @ np.array([0.299, 0.587, 0.114])
-    assert (np.diff(brightness) > -0.6).all()
+    assert (np.diff(brightness) > 0).all()

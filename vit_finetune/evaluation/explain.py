@@ -104,8 +104,8 @@ def position_similarity(model: Backbone) -> Tensor:
     rows, columns = model.config.grid_size
     patches = embedding.detach().float().cpu()[0, -rows * columns :]
     unit = patches / patches.norm(dim=1, keepdim=True).clamp(min=_EPS)
-    similar: Tensor = rearrange(unit @ unit.T, "(a b) (c d) -> a b c d", a=rows, c=rows)
-    return similar
+    out: Tensor = rearrange(unit @ unit.T, "(a b) (c d) -> a b c d", a=rows, c=rows)
+    return out
 
 
 def patch_filters(model: Backbone, num_filters: int = 28) -> Tensor:

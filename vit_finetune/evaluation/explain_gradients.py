@@ -83,5 +83,4 @@ def _target_layer(model: Backbone) -> nn.Module:
             raise RequestError("Grad-CAM needs two blocks where norms stand behind attention or beside it")
         before: nn.Module = model.blocks[-2]
         return before
-    norm: nn.Module = last.get_submodule("norm1")
-    return norm
+    return last.get_submodule("norm1")
