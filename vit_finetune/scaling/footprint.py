@@ -57,7 +57,7 @@ class _Counter(TorchDispatchMode):
     """Counts the bytes alive of all that operations make while it is on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self._seen: dict[int, weakref.ref[Any]] = {}
 
@@ -107,7 +107,7 @@ def footprint(
         keeps_average: an average of the weights is kept, too.
     """
     with FakeTensorMode(), _Counter() as counter:
-        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))  # type: ignore[no-untyped-call]
         model.train()
         parameters, buffers = list(model.parameters()), list(model.buffers())
         for tensor in (*parameters, *buffers):
@@ -142,7 +142,7 @@ def _pass(model: nn.Module, shape: tuple[int, ...], mixed_precision: str) -> Non
     with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision != "no"):
         logits = model(images, sample_seeds=seeds)
     labels = torch.empty(shape[0], dtype=torch.int64)
-    nn.functional.cross_entropy(logits.float(), labels).backward()
+    nn.functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]
 
 
 def _bytes_of(tensors: Sequence[Tensor]) -> int:
