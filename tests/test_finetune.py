@@ -142,7 +142,7 @@ def test_finetune__resume_refuses_other_data(tmp_path: Path) -> None:
     with pytest.raises(RequestError) as error:
         finetune(config, resume=True)
     assert str(error.value) == (
-        f"{tmp_path / 'run'} was started with other data: 1 changed (such as train red/0.png); put that back, start "
+        f"{tmp_path / 'run'} was started with other data: 1 changed (such as train/red/0.png); put that back, start "
         "another run.dir, or go on with data.on_change=accept"
     )
     assert everything(tmp_path / "run") == before
@@ -159,7 +159,7 @@ def test_finetune__resume_accepts_other_data_when_told(tmp_path: Path) -> None:
     finetune(config, resume=True)
     log = (tmp_path / "run" / "run.log").read_text()
     assert "resume: data.on_change was 'error', now 'accept'" in log
-    assert "resume: goes on with other data, as data.on_change says: 1 gone (such as train red/0.png)" in log
+    assert "resume: goes on with other data, as data.on_change says: 1 gone (such as train/red/0.png)" in log
     digest = manifest_hash(open_splits(Config.load(config).data, seed=0))
     told = pq.read_schema(tmp_path / "run" / "manifest.parquet").metadata[b"manifest_hash"].decode()
     assert told == digest

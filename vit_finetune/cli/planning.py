@@ -34,15 +34,13 @@ def plan(
     even = even_world_sizes(batch, num_processes, in_pairs=config.train.mixes)
     growth = growth_of(config, num_classes=num_classes, mixed_precision=precision)
     plans = {
-        strategy: scale_plan(
-            growth, config, strategy, num_processes=num_processes, memory=limit, mixed_precision=precision
-        )
-        for strategy in ("ddp", "fsdp")
+        name: scale_plan(growth, config, name, num_processes=num_processes, memory=limit, mixed_precision=precision)
+        for name in ("ddp", "fsdp")
     }
     if as_json:
         told = {"num_processes": num_processes, "memory_bytes": limit, "global_batch_size": batch}
-        of_each = {name: found.to_mapping() for name, found in plans.items()}
-        print(json.dumps({**told, "mixed_precision": precision, "even_num_processes": even, **of_each}))
+        by_strategy = {name: strategy.to_mapping() for name, strategy in plans.items()}
+        print(json.dumps({**told, "mixed_precision": precision, "even_num_processes": even, **by_strategy}))
         return
     print(f"step     {batch} pictures over {num_processes} processes, precision {precision}, a head of {num_classes}")
     if num_processes not in even:

@@ -131,7 +131,7 @@ def manifest_difference(before: Path, after: Path) -> str | None:
         "gone": old.keys() - new.keys(),
         "changed": {key for key in old.keys() & new.keys() if old[key] != new[key]},
     }
-    told = [f"{len(keys):,} {kind} (such as {' '.join(map(str, min(keys)))})" for kind, keys in kinds.items() if keys]
+    told = [f"{len(keys):,} {kind} (such as {min(keys)[1]})" for kind, keys in kinds.items() if keys]
     return ", ".join(told) or "the same pictures in another order"
 
 

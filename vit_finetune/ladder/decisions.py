@@ -18,7 +18,7 @@ from typing import Any
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import write_json
-from vit_finetune.training.resume import config_differences
+from vit_finetune.training.resume import config_differences, is_harmless
 
 PLAN_FILE = "plan.json"
 RUN, SKIP = "run", "skip"
@@ -127,7 +127,11 @@ def check_replay(log: Log, now: Log) -> None:
     Raises:
         RequestError: configuration, data or processes differ; every difference is named.
     """
-    differences = [line for key, line in config_differences(log.config, now.config) if not key.startswith(_FREE)]
+    differences = [
+        line
+        for key, line in config_differences(log.config, now.config)
+        if not is_harmless(key) and not key.startswith(_FREE)
+    ]
     for name in ("data", "num_processes"):  # threads and precision are taken over
         before, after = getattr(log, name), getattr(now, name)
         if before != after:

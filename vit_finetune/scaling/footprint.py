@@ -53,7 +53,7 @@ class Footprint:
         return self.peak - self.parameters - self.optimizer - self.average
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
+class _Counter(TorchDispatchMode):
     """Counts the bytes alive of all that operations make while it is on."""
 
     def __init__(self) -> None:
@@ -107,9 +107,7 @@ def footprint(
         keeps_average: an average of the weights is kept, too.
     """
     with FakeTensorMode(), _Counter() as counter:
-        model._apply(  # type: ignore[no-untyped-call]
-            lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
-        )
+        model._apply(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu"))  # type: ignore[no-untyped-call]
         model.train()
         parameters, buffers = list(model.parameters()), list(model.buffers())
         for tensor in (*parameters, *buffers):

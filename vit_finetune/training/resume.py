@@ -62,7 +62,7 @@ def check_run_folder(run_dir: Path, config: Mapping[str, Any], *, resume: bool, 
         return False
     if not resume:
         raise RequestError(f"{run_dir} holds a run already; give --resume to go on, --overwrite, or another run.dir")
-    differences = [line for key, line in config_differences(_started_with(run_dir), config) if not _is_harmless(key)]
+    differences = [line for key, line in config_differences(_started_with(run_dir), config) if not is_harmless(key)]
     if differences:
         listed = "; ".join(differences)
         raise RequestError(f"{run_dir} was started with another configuration: {listed}; resume with its own {saved}")
@@ -75,7 +75,8 @@ def _started_with(run_dir: Path) -> dict[str, Any]:
     return values
 
 
-def _is_harmless(key: str) -> bool:
+def is_harmless(key: str) -> bool:
+    """Say whether a key changes how a run is carried out or shown, but not what it computes."""
     return key.startswith(_HARMLESS)
 
 
