@@ -174,8 +174,13 @@ def _write_one(folder: Path, item: Explanation) -> None:
     sheet([[overlay(small, head, strength=0.7) for head in layer] for layer in item.attention]).save(
         folder / "attention.png"
     )
-    arrays = {"attention": item.attention, "rollout": item.rollout, "grad_cam": item.grad_cam}
-    np.savez_compressed(folder / "arrays.npz", **arrays, distances=item.distances)
+    np.savez_compressed(
+        folder / "arrays.npz",
+        attention=item.attention,
+        rollout=item.rollout,
+        grad_cam=item.grad_cam,
+        distances=item.distances,
+    )
 
 
 def _write_model(folder: Path, predictor: Predictor, distances: np.ndarray) -> list[str]:
@@ -183,7 +188,7 @@ def _write_model(folder: Path, predictor: Predictor, distances: np.ndarray) -> l
     notes: list[str] = []
     filters = patch_filters(predictor.model).numpy()
     sheet(list(_in_rows([_filter_picture(item) for item in filters], 7))).save(folder / "patch_filters.png")
-    arrays = {"patch_filters": filters, "attention_distances": distances}
+    arrays: dict[str, Any] = {"patch_filters": filters, "attention_distances": distances}
     try:
         similar = position_similarity(predictor.model).numpy()
         rows = [[_map_picture(cell) for cell in row] for row in similar]
@@ -244,5 +249,5 @@ def _draw_distances(path: Path, distances: np.ndarray, grid_size: tuple[int, int
     axes.set(xlabel="layer", ylabel=f"mean distance (patches, of {grid_size[0]}x{grid_size[1]})")
     axes.set_title("How far each head looks")
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xticks(range(1, len(distances) + 1))
     figure.savefig(path, dpi=120)

@@ -250,7 +250,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     def write() -> None:
         names = splits.class_names
         folder = partial(export_model_folder, model, run_dir / "model", preprocess=preprocess, class_names=names)
-        folder(thresholds=thresholds, temperature=calibration and calibration.temperature, overwrite=True)
+        temperature = None if calibration is None else calibration.temperature
+        folder(thresholds=thresholds, temperature=temperature, overwrite=True)
         summary: dict[str, Any] = {"best_step": best_step, "num_steps": done.step}
         if average is not None:
             summary["is_average"] = done.best_is_average

@@ -150,7 +150,7 @@ def _choose_and_write(
         run_dir / "model",
         preprocess=preprocess,
         class_names=splits.class_names,
-        temperature=calibration and calibration.temperature,
+        temperature=None if calibration is None else calibration.temperature,
         overwrite=True,
     )
     if config.readout.onnx:
