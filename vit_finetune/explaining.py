@@ -244,5 +244,5 @@ def _draw_distances(path: Path, distances: np.ndarray, grid_size: tuple[int, int
     axes.set(xlabel="layer", ylabel=f"mean distance (patches, of {grid_size[0]}x{grid_size[1]})")
     axes.set_title("How far each head looks")
     axes.set_ylim(bottom=0)
-    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]  # of MaxNLocator, the default
+    axes.set_xticks(range(1, len(distances) + 1))
     figure.savefig(path, dpi=120)
