@@ -1,4 +1,4 @@
-"""One recipe across two launchers, as across two machines: torchrun on two addresses."""
+"""One recipe across two launchers, as across two machines: torchrun on two addresses, and the Slurm script."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,26 @@ from vit_finetune import finetune
 
 pytestmark = pytest.mark.slow
 PATIENCE = 400.0  # until a run of two processes has ended, on a busy machine
+
+# In the place of Slurm's srun, which starts a task on every node; here each of them is told that it is on its own.
+SRUN = """#!/bin/bash
+[ "$1" = --kill-on-bad-exit=1 ] || exit 9
+shift
+pids=()
+for task in $(seq 0 $((SLURM_NTASKS - 1))); do
+    SLURM_PROCID=$task SLURM_LOCALID=0 "$@" &
+    pids+=($!)
+done
+code=0
+for pid in "${pids[@]}"; do wait "$pid" || code=$?; done
+exit $code
+"""
+SCONTROL = """#!/bin/bash
+case "$1" in
+    show) printf 'localhost\\nother\\n' ;;
+    requeue) echo "requeue $2" >> "$REQUEUED" ;;
+esac
+"""
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +77,13 @@ def free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def torchrun(recipe: Path, node: int, port: int) -> subprocess.Popen[str]:
+def torchrun(recipe: Path, node: int, port: int, *flags: str) -> subprocess.Popen[str]:
     """Start one of two launchers, each with one process and an address of its own."""
     where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run"]
     where += ["--local-addr", f"127.0.0.{node + 1}", "--nnodes", "2", "--nproc-per-node", "1"]
     command = [sys.executable, "-m", "torch.distributed.run", *where, "-m", "vit_finetune", "train", str(recipe)]
     return subprocess.Popen(
-        command,
+        [*command, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -79,3 +100,56 @@ def test_torchrun__two_launchers_train_one_recipe(root: Path) -> None:
     assert [launcher.returncode for launcher in launchers] == [0, 0], said
     assert sum(text.count("plan     ") for text in said) == 2, "only the first process speaks"
     assert_equals_one(root, "two")
+
+
+def test_slurm_script__trains_one_recipe_and_comes_back(root: Path, tmp_path: Path) -> None:
+    """recipes/slurm.sh with two tasks: ended by its time limit it asks for its place again, and then ends the run."""
+    recipe = recipe_of(root, "slurm")
+    for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "vit-finetune").write_text(f'#!/bin/bash\nexec {sys.executable} -m vit_finetune "$@"\n')
+    (tmp_path / "vit-finetune").chmod(0o755)
+    variables = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "REQUEUED": str(tmp_path / "requeued"),
+        "SLURM_JOB_ID": str(free_port()),
+        "SLURM_JOB_NODELIST": "localhost,other",
+        "SLURM_NTASKS": "2",
+        "SLURM_NTASKS_PER_NODE": "1",
+    }
+    codes = []
+    for flags in (["--time-limit", "1s"], []):
+        done = subprocess.run(
+            ["bash", str(ROOT / "recipes" / "slurm.sh"), str(recipe), *flags],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, **variables},
+            timeout=PATIENCE,
+            check=False,
+        )
+        codes.append(done.returncode)
+        assert "Traceback" not in done.stderr, done.stderr
+    assert codes == [3, 0]
+    assert (tmp_path / "requeued").read_text() == f"requeue {variables['SLURM_JOB_ID']}\n"
+    assert_equals_one(root, "slurm")
+
+
+def test_torchrun__a_machine_that_is_lost_ends_the_other(root: Path) -> None:
+    """SIGKILL of one machine's launcher and process: the other one ends within a minute, not with exit code 0."""
+    import psutil
+
+    port, recipe = free_port(), recipe_of(root, "lost")
+    launchers = [torchrun(recipe, node, port, "train.steps=100000", "evaluation.every_steps=100000") for node in (0, 1)]
+    journal, deadline = root / "lost" / "metrics.jsonl", time.monotonic() + PATIENCE
+    while not (journal.is_file() and journal.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    ended = psutil.Process(launchers[1].pid)
+    for process in (*ended.children(recursive=True), ended):
+        process.kill()
+    launchers[1].communicate()
+    said, _ = launchers[0].communicate(timeout=60)
+    assert launchers[0].returncode != 0
+    assert said.count("error: stopped, because another process of this run ended") == 1, said
