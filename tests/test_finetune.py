@@ -49,6 +49,7 @@ def test_finetune__run_folder_is_the_documented_one(finished: RunResult) -> None
     assert names == {
         *("config.yaml", "plan.json", "environment.json", "load_report.json", "manifest.parquet", "metrics.jsonl"),
         *("timing.jsonl", "run.log", "metrics.json", "checkpoints", "model", "predictions.parquet"),
+        "report.html",
     }
     figures = json.loads((finished.run_dir / "metrics.json").read_text())
     assert figures["split"] == "val"

@@ -72,8 +72,15 @@ def test_run__resume_at_any_step_is_bit_identical(whole: RunResult, pictures: Pa
         for step in range(killed_after + 1, NUM_STEPS + 1):
             shutil.rmtree(run_dir / "checkpoints" / f"step-{step:08d}")
         finetune(config_of(pictures, run_dir), resume=True)
+        assert "manifest.parquet is gone" in (run_dir / "run.log").read_text()  # told, and written anew
         last = f"checkpoints/step-{NUM_STEPS:08d}"
-        for name in ("metrics.jsonl", "metrics.json", "model/model.safetensors", f"{last}/ema.safetensors"):
+        for name in (
+            "manifest.parquet",
+            "metrics.jsonl",
+            "metrics.json",
+            "model/model.safetensors",
+            f"{last}/ema.safetensors",
+        ):
             assert (run_dir / name).read_bytes() == (whole.run_dir / name).read_bytes(), (killed_after, name)
 
 

@@ -46,6 +46,7 @@ def test_run__folder_is_the_documented_one(finished: RunResult) -> None:
     assert names == {
         *("config.yaml", "plan.json", "environment.json", "load_report.json", "manifest.parquet", "metrics.jsonl"),
         *("timing.jsonl", "run.log", "metrics.json", "model", "predictions.parquet", "readout.json"),
+        "report.html",
     }
     told = json.loads((finished.run_dir / "readout.json").read_text())
     assert {row["readout"] for row in told["tried"]} == {"knn", "logistic", "multilayer", "spatial"}

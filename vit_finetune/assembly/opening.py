@@ -41,6 +41,10 @@ def prepare_manifest(splits: Splits, config: Config, *, resuming: bool) -> tuple
     digest = write_manifest(splits, pending, max_bad_fraction=config.data.bad_fraction_allowed)
     if not resuming:
         return digest, []
+    if not (run_dir / _MANIFEST).is_file():
+        return digest, [
+            f"resume: {run_dir / _MANIFEST} is gone, so nobody can say whether pictures changed; written anew"
+        ]
     try:
         difference = _accepted_difference(run_dir, config)
     except RequestError:
