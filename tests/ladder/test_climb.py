@@ -88,7 +88,7 @@ def test_climb__leaves_a_run_folder_behind(whole: tuple[Climbed, Path]) -> None:
     names = {path.name for path in folder.iterdir()}
     assert names == {
         *("config.yaml", "plan.json", "environment.json", "manifest.parquet", "run.log", "metrics.json"),
-        *("predictions.parquet", "model", "rungs"),
+        *("predictions.parquet", "model", "rungs", "report.html"),
     }
     assert {path.name for path in (folder / "rungs").iterdir()} == {rung.name for rung in RUNGS}
     told = figures(folder)

@@ -24,10 +24,11 @@ def test_summarize__shapes_are_those_of_the_forward_pass():
     model = small("test_vit")
     rows = {row.module: row for row in summarize(model)}
     assert list(rows) == ["cls_token", "pos_embed", "patch_embed", "blocks.0", "blocks.1", "norm", "head"]
-    assert rows["patch_embed"].output_shape == (1, 12, 16) and rows["blocks.1"].output_shape == (1, 13, 16)
+    assert rows["patch_embed"].output_shape == (1, 12, 16) and rows["blocks.0"].output_shape == (1, 13, 16)
+    assert rows["blocks.1"].output_shape == (1, 1, 16)  # the last one makes what is pooled
     assert (rows["blocks.0"].kind, rows["head"].output_shape) == ("Block", (1, 5))
     other = {row.module: row for row in summarize(model, (32, 32))}
-    assert other["blocks.1"].output_shape == (1, 5, 16)
+    assert other["blocks.0"].output_shape == (1, 5, 16)
     assert model(images(model.config)).shape == (2, 5)
     with pytest.raises(RequestError, match="the model takes"):
         summarize(small("vit_tiny_patch16_224"), (32, 32))
