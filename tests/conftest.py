@@ -53,3 +53,13 @@ def _fresh_accelerator() -> Iterator[None]:
     yield
     if "accelerate.state" in sys.modules:
         sys.modules["accelerate.state"].AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_added() -> Iterator[None]:
+    """Take back the metrics and tuning modes that a test registered: they hold for a process."""
+    yield
+    added = sys.modules.get("vit_finetune.common.additions")
+    if added is not None:
+        added.ADDED_METRICS.clear()
+        added.ADDED_TUNING_MODES.clear()

@@ -1,12 +1,11 @@
 """A small server that speaks as much of the Hub's API as sending a model takes, and keeps what it was sent.
 
-Large files go the way of Git LFS, as on the Hub: announced, uploaded by PUT, then named in the commit by their hash.
+It takes every file inside the commit. How large ones travel (Git LFS, Xet) is between huggingface_hub and the real Hub.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import re
 import threading
@@ -23,7 +22,6 @@ class ModelHub(Hub):
 
     repositories: dict[str, dict[str, bytes]]
     private: dict[str, bool]
-    uploads: dict[str, bytes]
     refuses_writing: bool
 
     def _json(self, value: Any, status: int = 200, **headers: str) -> None:
@@ -49,11 +47,6 @@ class ModelHub(Hub):
 
     do_HEAD = do_GET  # noqa: N815 - the name that http.server asks for
 
-    def do_PUT(self) -> None:
-        """Take a large file."""
-        self.uploads[self.path.rpartition("/")[2]] = self._body()
-        self._send(b"")
-
     def do_POST(self) -> None:
         """Make a repository, say how a file is to be sent, or take a commit."""
         body = self._body()
@@ -70,17 +63,10 @@ class ModelHub(Hub):
         elif self.path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
         elif "/preupload/" in self.path:
-            kinds = [
-                {"path": each["path"], "uploadMode": "lfs" if each["path"].endswith(".safetensors") else "regular"}
-                for each in json.loads(body)["files"]
-            ]
-            self._json({"files": kinds})
-        elif self.path.endswith("/objects/batch"):
-            objects = [
-                {**each, "actions": {"upload": {"href": f"{host}/upload/{each['oid']}"}}}
-                for each in json.loads(body)["objects"]
-            ]
-            self._json({"transfer": "basic", "objects": objects})
+            asked = json.loads(body)["files"]
+            self._json(
+                {"files": [{"path": each["path"], "uploadMode": "regular", "shouldIgnore": False} for each in asked]}
+            )
         elif "/commit/" in self.path:
             name = self.path.removeprefix("/api/models/").partition("/commit/")[0]
             self._commit(self.repositories[name], body)
@@ -93,16 +79,12 @@ class ModelHub(Hub):
             told = json.loads(line)
             if told["key"] == "file":
                 files[told["value"]["path"]] = base64.b64decode(told["value"]["content"])
-            elif told["key"] == "lfsFile":
-                data = self.uploads[told["value"]["oid"]]
-                assert hashlib.sha256(data).hexdigest() == told["value"]["oid"]
-                files[told["value"]["path"]] = data
 
 
 @contextmanager
 def model_hub() -> Iterator[tuple[str, type[ModelHub]]]:
     """Serve an empty hub; yield its address and what it holds."""
-    kind = type("Served", (ModelHub,), {"repositories": {}, "private": {}, "uploads": {}, "refuses_writing": False})
+    kind = type("Served", (ModelHub,), {"repositories": {}, "private": {}, "refuses_writing": False})
     server = ThreadingHTTPServer(("127.0.0.1", 0), kind)
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -60,7 +60,7 @@ def test_fit_temperature__without_a_minimum_is_one() -> None:
 
 def test_fit_temperature__refuses_what_does_not_fit() -> None:
     """Other shapes, no pictures and NaN are refused in words."""
-    with pytest.raises(RequestError, match=r"logits \(4, 3\), labels \(3,\)"):
+    with pytest.raises(RequestError, match=r"logits \(4, 3\) and labels \(3,\)"):
         fit_temperature(np.zeros((4, 3)), np.zeros(3))
     with pytest.raises(RequestError, match="at least 1 picture"):
         fit_temperature(np.zeros((0, 3)), np.zeros(0))

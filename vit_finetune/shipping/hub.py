@@ -77,7 +77,6 @@ def push_model(
         WorkError: the hub cannot be reached, or refuses.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     if not _NAME.fullmatch(repository):
         raise RequestError(f"{repository!r} is not a repository name; write owner/name")
@@ -91,11 +90,8 @@ def push_model(
             there = _files_of(api, repository)
             replaced = tuple(name for name in files if name in (there or ()))
             left = sorted(set(there or ()) - set(files) - _HUBS_OWN)
-            if (replaced or left) and not overwrite:
-                raise RequestError(
-                    f"{repository} holds files already ({', '.join([*replaced, *left][:6])}); choose another name, or "
-                    f"pass overwrite=True (--overwrite): it replaces {', '.join(replaced) or 'none'} and keeps the rest"
-                )
+            if not overwrite:
+                _refuse_files(repository, replaced, left)
             if dry_run:
                 return Pushed(repository, files, replaced, private, None)
             if there is None:
@@ -103,9 +99,30 @@ def push_model(
             commit = api.upload_folder(
                 repo_id=repository, folder_path=done.folder, commit_message="Model, card and proof by vit_finetune"
             )
-        except (HfHubHTTPError, OfflineModeIsEnabled, OSError) as error:
+        except Exception as error:
+            if not _is_of_the_hub(error):
+                raise
             raise _refusal(error, repository) from error
         return Pushed(repository, files, replaced, private, str(commit.commit_url))
+
+
+def _refuse_files(repository: str, replaced: tuple[str, ...], left: list[str]) -> None:
+    """Refuse a repository that holds files, whether or not they would be replaced."""
+    if replaced or left:
+        raise RequestError(
+            f"{repository} holds files already ({', '.join([*replaced, *left][:6])}); choose another name, or "
+            f"pass overwrite=True (--overwrite): it replaces {', '.join(replaced) or 'none'} and keeps the rest"
+        )
+
+
+def _is_of_the_hub(error: Exception) -> bool:
+    """Say whether the hub or the way to it failed; its client's own errors of the way are not OSErrors."""
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    library = type(error).__module__.partition(".")[0]
+    return isinstance(error, (HfHubHTTPError, OfflineModeIsEnabled, OSError)) or library.startswith(
+        ("httpx", "httpcore")
+    )
 
 
 def _refusal(error: Exception, repository: str) -> Exception:
