@@ -58,7 +58,7 @@ class ModelHub(Hub):
             asked = json.loads(body)
             name = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
             self.repositories.setdefault(name, {})
-            self.private[name] = bool(asked.get("private"))
+            self.private[name] = asked.get("private") is True or asked.get("visibility") == "private"
             self._json({"url": f"{host}/{name}"})
         elif self.path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})

@@ -166,9 +166,9 @@ def test_finetune__resume_accepts_other_data_when_told(tmp_path: Path) -> None:
     assert told == digest
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
     for split in ("train", "val"):
-        (root / split / "red").rename(root / split / "rouge")
+        (root / split / "red").rename(root / split / "crimson")
     with pytest.raises(
-        RequestError, match=r"the data has other classes .* \(gone: red; new: rouge\); start another run"
+        RequestError, match=r"the data has other classes .* \(gone: red; new: crimson\); start another run"
     ):
         finetune(config, resume=True)
 
