@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "preflight": _ALL_ROOMS | {"assembly", "pictures", "predict", "readout_run", "staging"},
     "sweeps": _ALL_ROOMS | {"assembly", "pictures", "predict", "finetune"},
     "migration": {"common", "config", "models", "recipe"},  # other trainers' arguments as recipes
-    "doctor": {"common", "weights"},  # what this installation can do
+    "doctor": {"common", "training", "weights"},  # what this installation can do
     "cli": _ALL_ROOMS
     | {"pictures", "predict", "predictor", "exported", "shipping", "finetune", "sweeps", "preflight"}
     | {"abstaining", "explaining", "serve", "report", "migration", "doctor", "scaling"},

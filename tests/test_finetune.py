@@ -150,6 +150,22 @@ def test_finetune__resume_refuses_other_data(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
 
 
+def test_finetune__resume_refuses_other_data_without_a_manifest(tmp_path: Path) -> None:
+    """Where the manifest is gone, the newest checkpoint still knows whether the pictures are the same."""
+    root = make_pictures(tmp_path / "pictures", train=4, val=2)
+    config = tiny_config(root, tmp_path / "run", train={"steps": 2})
+    finetune(config)
+    (tmp_path / "run" / "manifest.parquet").unlink()
+    kept = (root / "train" / "red" / "0.png").read_bytes()
+    (root / "train" / "red" / "0.png").write_bytes((root / "train" / "red" / "1.png").read_bytes())
+    with pytest.raises(RequestError, match="other data: manifest.parquet is gone, so which pictures is not known"):
+        finetune(config, resume=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pictures", "run"]
+    (root / "train" / "red" / "0.png").write_bytes(kept)
+    finetune(config, resume=True)
+    assert (tmp_path / "run" / "manifest.parquet").is_file()
+
+
 def test_finetune__resume_accepts_other_data_when_told(tmp_path: Path) -> None:
     """Told so, a run goes on with what is there now, says how it differs, keeps its manifest; other classes never."""
     root = make_pictures(tmp_path / "pictures", train=4, val=2)

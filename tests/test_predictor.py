@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from run_helpers import make_pictures, tiny_config
 
-from vit_finetune import Predictor, evaluate, explain, finetune, write_explanations
+from vit_finetune import Predictor, evaluate, explain, export_model, finetune, write_explanations
 from vit_finetune.abstaining import abstention, threshold_for
 from vit_finetune.common.errors import RequestError
 from vit_finetune.evaluation import expected_calibration_error, fit_temperature, write_predictions
@@ -142,6 +142,14 @@ def test_write_table__rows_leave_memory_as_they_come(tmp_path: Path, ending: str
     assert write_table(tmp_path / f"none{ending}", [], empty=("path",)) == 0
 
 
+@pytest.mark.parametrize("target", ["timm", "safetensors"])
+def test_export__keeps_the_temperature(finished: RunResult, tmp_path: Path, target: str) -> None:
+    """An export of the single file, which is written anew, is as calibrated as the run."""
+    export_model(finished.run_dir / "model" / "model.safetensors", tmp_path / "out", to=target)
+    place = tmp_path / "out" / ("model.safetensors" if target == "safetensors" else "")
+    assert Predictor(place).temperature == Predictor(finished).temperature
+
+
 def test_abstaining__threshold_from_val_holds_there(finished: RunResult, pictures: Path) -> None:
     """The threshold keeps the stated risk on val; foreign pictures are told by AUROC; predictions say who abstains."""
     predictor = Predictor(finished)
@@ -149,6 +157,10 @@ def test_abstaining__threshold_from_val_holds_there(finished: RunResult, picture
     predictor.min_probability = threshold_for(predictor, str(finished.run_dir), max_risk=risk)
     noise = [np.random.default_rng(seed).integers(0, 256, (40, 50, 3), dtype=np.uint8) for seed in range(4)]
     told = abstention(predictor, run_splits(finished.run_dir), min_probability=predictor.min_probability, foreign=noise)
+    known = evaluate(finished, run_splits(finished.run_dir))
+    assert abstention(predictor, run_splits(finished.run_dir), min_probability=0.5, result=known) == abstention(
+        predictor, run_splits(finished.run_dir), min_probability=0.5
+    )
     assert (told["coverage"], told["risk"]) == (1.0, pytest.approx(risk))
     assert told["risk_bound"] > told["risk"]
     assert (told["chosen_here"], told["num_foreign"]) == (True, 4)

@@ -65,6 +65,7 @@ def abstention(
     min_probability: float,
     split: str | None = None,
     foreign: Picture | Iterable[Picture] | None = None,
+    result: EvalResult | None = None,
 ) -> dict[str, Any]:
     """Return how a model does that abstains below a probability.
 
@@ -74,6 +75,7 @@ def abstention(
         min_probability: below it the model abstains.
         split: as `evaluate` takes it.
         foreign: pictures of none of the classes.
+        result: what `evaluate` said about these pictures, where it was asked; None asks it.
 
     Returns:
         The fields of `selective.Selection`; `chosen_here`, whether these are the pictures that choose the threshold
@@ -83,7 +85,8 @@ def abstention(
     Raises:
         RequestError: the pictures are not what they must be.
     """
-    confidence, right = sureness(evaluate(predictor.model, data, split=split, predictor=predictor), predictor)
+    scored = result or evaluate(predictor.model, data, split=split, predictor=predictor)
+    confidence, right = sureness(scored, predictor)
     told: dict[str, Any] = asdict(selection_at(min_probability, confidence, right))
     told["chosen_here"] = isinstance(data, Splits) and (split or ("val" if data.test is None else "test")) == "val"
     if foreign is not None:

@@ -24,7 +24,6 @@ DISTRIBUTION = "vit-finetune"
 # What each extra is for; those of developers (test, dev, docs) are not asked of a user.
 FEATURES = {
     "lora": "tuning.mode: lora",
-    "report": "charts in reports",
     "onnx": "ONNX files, written and checked",
     "tiff": "pictures of more than four channels",
     "fast": "JPEG files decoded faster, to the same bytes",
@@ -132,9 +131,10 @@ def _devices() -> list[Finding]:
 def _cpu_precisions() -> str:
     import torch
 
+    from vit_finetune.training.processes import has_bf16_units
+
     capability = torch.backends.cpu.get_cpu_capability()
-    fast = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-    return f"fp32 ({capability}{', with bf16 units' if fast else ''})"
+    return f"fp32 ({capability}{', with bf16 units' if has_bf16_units('cpu') else ''})"
 
 
 def _cuda(index: int) -> str:

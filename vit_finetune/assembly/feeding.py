@@ -76,12 +76,13 @@ class Feeder:
             return batch
         return BytesBatch(batch, self._normalise, self.accelerator.device)
 
-    def _share(self) -> dict[str, Any]:
-        accelerator = self.accelerator
+    def _share(self, make_worker: Callable[..., Worker]) -> dict[str, Any]:
+        accelerator, decodes = self.accelerator, make_worker is Worker  # rows of a table need no other processes
         return {
+            "make_worker": make_worker,
             "rank": accelerator.process_index,
             "world_size": accelerator.num_processes,
-            "num_workers": num_workers_of(self.config, accelerator),
+            "num_workers": num_workers_of(self.config, accelerator) if decodes else 0,
             "pin_memory": accelerator.device.type == "cuda",
             "skip_bad": self.skipped.allowed,
         }
@@ -102,9 +103,6 @@ class Feeder:
             make_worker: see `train_batches`.
         """
         plan = self.plan
-        share = self._share() | (
-            {} if make_worker is Worker else {"num_workers": 0}
-        )  # rows of a table need no decoding
         steps = train_batches(
             self.sources["train"],
             train_transform_of(self.config, self.preprocess, as_bytes=self._as_bytes),
@@ -115,8 +113,7 @@ class Feeder:
             num_steps=(plan.num_steps if until is None else until) - start_step,
             balanced=self.config.train.imbalance == "balanced_sampler",
             in_pairs=self.config.train.mixes,
-            make_worker=make_worker,
-            **share,
+            **self._share(make_worker),
         )
         return self.wait.timed([self._arriving(batch) for batch in step] for step in steps)
 
@@ -182,8 +179,7 @@ class Feeder:
             self._eval_transform(corruption, is_cropped=is_cropped),
             batch_size=size,
             seed=0 if corruption is None else corruption.seed(self.plan.seed),
-            make_worker=make_worker,
-            **self._share(),
+            **self._share(make_worker),
         )
         bad: list[BadImage] = []
         arriving = (self._arriving(batch) for batch in self.skipped.watch(batches, bad))

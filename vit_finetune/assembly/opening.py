@@ -14,7 +14,7 @@ from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.manifest import manifest_difference, write_manifest
 from vit_finetune.training import new_run_folder
-from vit_finetune.training.checkpoint import save_start
+from vit_finetune.training.checkpoint import newest_whole, read_state, save_start
 
 _MANIFEST = "manifest.parquet"
 
@@ -41,30 +41,38 @@ def prepare_manifest(splits: Splits, config: Config, *, resuming: bool) -> tuple
     digest = write_manifest(splits, pending, max_bad_fraction=config.data.bad_fraction_allowed)
     if not resuming:
         return digest, []
-    if not (run_dir / _MANIFEST).is_file():
-        return digest, [
-            f"resume: {run_dir / _MANIFEST} is gone, so nobody can say whether pictures changed; written anew"
-        ]
     try:
-        difference = _accepted_difference(run_dir, config)
+        difference = _accepted_difference(run_dir, config, digest)
     except RequestError:
         pending.unlink()
         raise
-    if difference is None:
+    told = [] if difference is None else [f"resume: goes on with other data, as data.on_change says: {difference}"]
+    if not (run_dir / _MANIFEST).is_file():
+        told.append(f"resume: {run_dir / _MANIFEST} is gone and written anew")
+    elif difference is None:
         pending.unlink()
-        return digest, []
-    return digest, [f"resume: goes on with other data, as data.on_change says: {difference}"]
+    return digest, told
 
 
-def _accepted_difference(run_dir: Path, config: Config) -> str | None:
+def _accepted_difference(run_dir: Path, config: Config, digest: str) -> str | None:
     """Say how the pictures differ from those that the run began with, or refuse them; None where they are the same."""
-    difference = manifest_difference(run_dir / _MANIFEST, _pending_manifest(run_dir))
+    difference = _difference(run_dir, digest)
     if difference is not None and config.data.on_change == "error":
         raise RequestError(
             f"{run_dir} was started with other data: {difference}; put that back, start another run.dir, or go on with "
             "data.on_change=accept"
         )
     return difference
+
+
+def _difference(run_dir: Path, digest: str) -> str | None:
+    """Say how the pictures differ, by the run's manifest, or, where that is gone, by its newest checkpoint's digest."""
+    if (run_dir / _MANIFEST).is_file():
+        return manifest_difference(run_dir / _MANIFEST, _pending_manifest(run_dir))
+    step, _ = newest_whole(run_dir / "checkpoints")
+    if step is None or read_state(run_dir / "checkpoints", step)["data"] == digest:
+        return None  # the same, or nothing has been learned from any
+    return f"{_MANIFEST} is gone, so which pictures is not known"
 
 
 def open_run_folder(

@@ -73,7 +73,9 @@ def evaluate(
         from vit_finetune.abstaining import abstention, threshold_for
 
         least = threshold_for(predictor, model, max_risk=max_risk)
-        told["abstention"] = abstention(predictor, section, min_probability=least, split=split, foreign=foreign)
+        told["abstention"] = abstention(
+            predictor, section, min_probability=least, split=split, foreign=foreign, result=result
+        )
     if as_json:
         print(json.dumps(told))
         return

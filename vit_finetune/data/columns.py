@@ -195,6 +195,27 @@ def weights_of(values: Iterable[Any], where: Where, column: str) -> NDArray[np.f
     return weights
 
 
+def beside(columns: Columns, cells: Callable[[str], Iterable[Any]], where: Where) -> dict[str, Any]:
+    """Return what a source tells of each picture beside its class, as the fields of `Part`.
+
+    Args:
+        columns: which columns tell it.
+        cells: returns the cells of a column.
+        where: what a row is called.
+
+    Raises:
+        RequestError: there is no such column, or a cell says something else.
+    """
+    readers: dict[str, tuple[str | None, Callable[..., Any]]] = {
+        "groups": (columns.group, groups_of),
+        "times": (columns.time, times_of),
+        "weights": (columns.weight, weights_of),
+    }
+    return {
+        name: None if column is None else read(cells(column), where, column) for name, (column, read) in readers.items()
+    }
+
+
 def times_of(values: Iterable[Any], where: Where, column: str) -> NDArray[np.float64]:
     """Return the time that each cell says.
 

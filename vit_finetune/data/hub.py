@@ -21,13 +21,11 @@ from vit_finetune.data.columns import (
     Columns,
     SplitNames,
     Where,
+    beside,
     check_once,
     existing,
-    groups_of,
     labels_of,
     only,
-    times_of,
-    weights_of,
 )
 from vit_finetune.data.labels import Label
 from vit_finetune.data.parts import Part, Parts
@@ -130,9 +128,7 @@ def _part(source: str, name: str, table: Any, columns: Columns) -> Part:
     return Part(
         store,
         class_names(store.name, table, label, columns.label_separator),
-        None if columns.group is None else groups_of(cells(columns.group), store.name, columns.group),
-        None if columns.time is None else times_of(cells(columns.time), store.name, columns.time),
-        None if columns.weight is None else weights_of(cells(columns.weight), store.name, columns.weight),
+        **beside(columns, cells, store.name),
     )
 
 

@@ -22,17 +22,7 @@ from numpy.typing import NDArray
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import listed
-from vit_finetune.data.columns import (
-    LABEL_NAMES,
-    Columns,
-    SplitNames,
-    existing,
-    groups_of,
-    labels_of,
-    only,
-    times_of,
-    weights_of,
-)
+from vit_finetune.data.columns import LABEL_NAMES, Columns, SplitNames, beside, existing, labels_of, only
 from vit_finetune.data.images import IMAGE_SUFFIXES
 from vit_finetune.data.parts import Part, Parts
 from vit_finetune.data.scan import natural_key
@@ -208,9 +198,7 @@ def _part(source: str, root: Path, shards: tuple[str, ...], numbers: list[int], 
     return Part(
         store,
         labels_of(cells(label), store.name, label, separator=columns.label_separator),
-        None if columns.group is None else groups_of(cells(columns.group), store.name, columns.group),
-        None if columns.time is None else times_of(cells(columns.time), store.name, columns.time),
-        None if columns.weight is None else weights_of(cells(columns.weight), store.name, columns.weight),
+        **beside(columns, cells, store.name),
     )
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from vit_finetune.common.errors import RequestError, VitFinetuneError, WorkError
 from vit_finetune.common.files import atomic_file
 from vit_finetune.common.suggest import listed
-from vit_finetune.data.columns import Columns, SplitNames, existing, groups_of, times_of, weights_of
+from vit_finetune.data.columns import Columns, SplitNames, beside, existing
 from vit_finetune.data.hub import class_names, declared_names, image_column, label_column, opened
 from vit_finetune.data.order import BLOCKS_TOGETHER
 from vit_finetune.data.parts import Part, Parts
@@ -196,9 +196,7 @@ def _part(source: str, split: str, files: Sequence[_File], columns: Columns) -> 
     part = Part(
         store,
         class_names(store.name, table, label, columns.label_separator),
-        None if columns.group is None else groups_of(table[columns.group], store.name, columns.group),
-        None if columns.time is None else times_of(table[columns.time], store.name, columns.time),
-        None if columns.weight is None else weights_of(table[columns.weight], store.name, columns.weight),
+        **beside(columns, table.__getitem__, store.name),
     )
     return part, declared_names(table.features[label])
 

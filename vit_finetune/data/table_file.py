@@ -21,18 +21,7 @@ from numpy.typing import NDArray
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.suggest import listed
-from vit_finetune.data.columns import (
-    LABEL_NAMES,
-    PATH_NAMES,
-    Columns,
-    SplitNames,
-    existing,
-    groups_of,
-    labels_of,
-    only,
-    times_of,
-    weights_of,
-)
+from vit_finetune.data.columns import LABEL_NAMES, PATH_NAMES, Columns, SplitNames, beside, existing, labels_of, only
 from vit_finetune.data.image_set import FileStore
 from vit_finetune.data.parts import Part, Parts
 
@@ -182,9 +171,7 @@ def _part(table: _Table, columns: Columns, root: Path, rows: NDArray[np.int64]) 
     return Part(
         FileStore(root, tuple(cells(columns.image)), digests),
         labels_of(cells(columns.label), where, columns.label, separator=columns.label_separator),
-        None if columns.group is None else groups_of(cells(columns.group), where, columns.group),
-        None if columns.time is None else times_of(cells(columns.time), where, columns.time),
-        None if columns.weight is None else weights_of(cells(columns.weight), where, columns.weight),
+        **beside(columns, cells, where),
     )
 
 

@@ -28,7 +28,6 @@ from vit_finetune.export.preprocess_graph import PIXELS, ModelProto, preprocess_
 
 ONNX_NAME = "model.onnx"
 LOGITS, PROBABILITIES = "logits", "probabilities"
-TEMPERATURE = "temperature"  # among the metadata of a file
 PRECISIONS = ("fp32", "fp16", "int8")
 OPSETS = range(18, 24)  # antialiased resizing began with 18; torch writes and onnxruntime reads up to 23
 _NEEDED = ("onnx", "onnxscript")
@@ -79,7 +78,7 @@ def write_onnx(
         spec: the evaluation transform.
         preprocessing: take it into the graph: the input is `images`, uint8 [batch, height, width, 3] of any size; else
             `pixels`, float32 [batch, C, H, W], prepared.
-        metadata: strings to strings, for the file.
+        metadata: strings to strings, for the file; they tell its reader the temperature, too.
         multilabel: probabilities are sigmoids of the logits, else their softmax.
         temperature: that logits are divided by for the probabilities, above 0.
         precision: fp32, fp16 or int8, of the network; preprocessing and outputs are always float32.
@@ -104,7 +103,7 @@ def write_onnx(
         program = _quantised(program)
     if before is not None:
         program = _joined(before, program)
-    for key, value in {**metadata, TEMPERATURE: repr(temperature)}.items():
+    for key, value in metadata.items():
         program.metadata_props.add(key=key, value=value)
     path.write_bytes(program.SerializeToString())
 

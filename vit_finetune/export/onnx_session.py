@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.export.onnx import LOGITS, PROBABILITIES, TEMPERATURE
+from vit_finetune.export.onnx import LOGITS, PROBABILITIES
 from vit_finetune.export.preprocess_graph import IMAGES
 from vit_finetune.weights.metadata import Embedded, read_embedded
 
@@ -53,7 +53,7 @@ class OnnxNetwork(nn.Module):
                 "onnx`, or evaluate the model that it was made from"
             )
         self.about: Embedded = about
-        self.temperature = float(metadata.get(TEMPERATURE, 1.0))
+        self.temperature = about.temperature or 1.0
         self.input_name = self.session.get_inputs()[0].name
         self.takes_bytes = self.input_name == IMAGES
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 from vit_finetune.migration.vocabulary import Left, Ruled, Vocabulary
 
 _LOADER = "the loader decides it, with the same result"
-_SHARDED = "how processes share a run is not a matter of results; see train --num-processes"
+_SHARDED = "how processes share a network changes no result; on several GPUs it can be set for the run"
 _DDP = "DistributedDataParallel's switches are set by what trains"
 _PRECISION = "one switch for the whole run"
-_HUB = "a run writes to its folder only"
+_HUB = "a run writes to its folder only; a finished one is sent by the verb push"
 _LOGS = "figures of every step are written to metrics.jsonl"
 _SAVES = "checkpoints are whole, and taken at evaluations and at the end, too"
 _TEXT = "it is for models of text"
@@ -142,8 +142,8 @@ _LEFT = {
     "restore_callback_states_from_checkpoint": Left("there are no callbacks"),
     "data_seed": Left("one seed for the whole run", "run.seed"),
     "parallelism_config": Left(_SHARDED),
-    "fsdp": Left(_SHARDED),
-    "fsdp_config": Left(_SHARDED),
+    "fsdp": Left(_SHARDED, "run.strategy"),
+    "fsdp_config": Left(_SHARDED, "run.strategy"),
     "deepspeed": Left(_SHARDED),
     "ddp_find_unused_parameters": Left(_DDP),
     "ddp_bucket_cap_mb": Left(_DDP),

@@ -15,6 +15,7 @@ import yaml
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.layout import rung_dir
+from vit_finetune.training.journal import Journal
 
 PREDICTIONS = "predictions.parquet"
 MANIFEST = "manifest.parquet"
@@ -129,12 +130,9 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of JSON lines; a last line that a kill has torn is left out."""
-    if not path.is_file():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    """Return the rows of JSON lines."""
     try:
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        return Journal(path).rows()
     except ValueError as error:
         raise RequestError(f"cannot read {path}: {error}") from None
 

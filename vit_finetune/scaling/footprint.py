@@ -4,7 +4,7 @@ A real forward pass, backward pass and optimizer step are made with tensors that
 FakeTensorMode); every piece of memory is counted as an operation makes it and as the last owner lets go of it. So any
 network, any choice of what trains, gradient checkpointing and autocast are counted as they are, by no formula of ours.
 Not counted: what a kernel takes inside itself, the libraries' own memory (on a GPU about 0.5 GB), and the allocator's
-rounding. docs/scaling.md has the error against measured runs.
+rounding. docs/scaling.md says what it was compared with.
 """
 
 from __future__ import annotations

@@ -121,7 +121,7 @@ def _limits(finished: Finished, metrics: dict[str, Any]) -> str:
         for row in sorted(rows, key=lambda row: row["accuracy"])[:3]
     ]
     lines = [f"- The weakest classes: {', '.join(weakest)}."] if weakest else []
-    if finished.temperature == 1.0:
+    if finished.temperature is None:
         lines.append("- Its probabilities were not calibrated: 0.9 need not mean right nine times in ten.")
     lines.append("- It was not tested on pictures from other cameras, places or times than those it was made from.")
     return "\n".join(lines)

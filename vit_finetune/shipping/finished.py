@@ -32,7 +32,7 @@ class Finished:
         preprocess: its evaluation transform.
         class_names: K names.
         thresholds: of a model for several classes a picture; else None.
-        temperature: that its logits are divided by for calibrated probabilities; 1 where none was fitted.
+        temperature: that its logits are divided by for calibrated probabilities; None where none was fitted.
     """
 
     source: str
@@ -41,7 +41,7 @@ class Finished:
     preprocess: PreprocessSpec
     class_names: tuple[str, ...]
     thresholds: tuple[float, ...] | None
-    temperature: float
+    temperature: float | None
 
     @property
     def is_plain(self) -> bool:
@@ -92,7 +92,7 @@ def open_finished(run_or_model: str | Path) -> Finished:
         preprocess=report.preprocess,
         class_names=report.class_names,
         thresholds=report.thresholds,
-        temperature=getattr(report, "temperature", None) or 1.0,
+        temperature=report.temperature,
     )
 
 

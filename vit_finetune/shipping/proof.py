@@ -128,7 +128,7 @@ def _check(ours: Tensor, theirs: Tensor, name: str) -> None:
 
 
 def _probabilities(logits: Tensor, finished: Finished) -> Tensor:
-    scaled = logits / finished.temperature
+    scaled = logits / (finished.temperature or 1.0)
     return scaled.softmax(1) if finished.thresholds is None else scaled.sigmoid()
 
 

@@ -179,7 +179,7 @@ def _write(finished: Finished, folder: Path, to: str, options: OnnxOptions) -> t
         preprocessing=options.preprocessing,
         metadata=metadata,
         multilabel=finished.thresholds is not None,
-        temperature=finished.temperature,
+        temperature=finished.temperature or 1.0,
         precision=options.precision,
         opset=options.opset,
     )
@@ -212,6 +212,7 @@ def _write_timm(finished: Finished, folder: Path) -> None:
             preprocess=finished.preprocess,
             class_names=finished.class_names,
             thresholds=finished.thresholds,
+            temperature=finished.temperature,
         )
         for path in made.iterdir():
             shutil.copyfile(path, folder / path.name)
@@ -225,4 +226,5 @@ def _metadata(finished: Finished) -> dict[str, str]:
         preprocess=finished.preprocess,
         class_names=finished.class_names,
         thresholds=finished.thresholds,
+        temperature=finished.temperature,
     )

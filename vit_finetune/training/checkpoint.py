@@ -248,6 +248,17 @@ def newest_whole(root: Path) -> tuple[int | None, list[str]]:
     return None, notes
 
 
+def read_state(root: Path, step: int) -> dict[str, Any]:
+    """Return the plain values of a checkpoint.
+
+    Args:
+        root: the run's `checkpoints` folder.
+        step: of a checkpoint that is there.
+    """
+    state: dict[str, Any] = json.loads((root / folder_name(step) / STATE_FILE).read_text(encoding="utf-8"))
+    return state
+
+
 def load_checkpoint(root: Path, step: int, *, verify: bool = True) -> Checkpoint:
     """Read the checkpoint of a step onto the CPU.
 
@@ -263,6 +274,6 @@ def load_checkpoint(root: Path, step: int, *, verify: bool = True) -> Checkpoint
     problem = damage_of_step(root, step) if verify or not folder.is_dir() else None
     if problem is not None:
         raise RequestError(f"cannot read the checkpoint {folder}: {problem}")
-    state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
+    state = read_state(root, step)
     average = load_file(folder / AVERAGE_FILE) if (folder / AVERAGE_FILE).is_file() else None
     return Checkpoint(load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE), state, average)
