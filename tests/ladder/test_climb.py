@@ -326,6 +326,8 @@ def test_climb__contradictions_are_refused(pictures: Path, tmp_path: Path) -> No
     """A tuning mode beside a budget, no val split to choose by: refused before anything is written."""
     with pytest.raises(RequestError, match=r"drop train\.wise_ft"):
         finetune(budget_config(pictures, tmp_path / "run", train={"wise_ft": True}))
+    with pytest.raises(RequestError, match=r"patience has nothing to wait for; drop train\.early_stopping_patience"):
+        finetune(budget_config(pictures, tmp_path / "run", train={"early_stopping_patience": 3}))
     with pytest.raises(RequestError, match=r"drop the section tuning \(mode linear_probe\)"):
         finetune(budget_config(pictures, tmp_path / "run", tuning={"mode": "linear_probe"}))
     with pytest.raises(RequestError, match=r"data\.val_split is null"):

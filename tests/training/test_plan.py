@@ -159,7 +159,17 @@ def test_plan__warm_up_too_long() -> None:
 )
 def test_micro_batch__size(wanted: int | str, batch: int, processes: int, kind: str, size: int) -> None:
     """A process takes what was asked for; auto is what suits the device, or on CUDA its share, which is tried first."""
-    assert micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind=kind) == size
+    assert (
+        micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind=kind, num_tokens=197) == size
+    )
+
+
+@pytest.mark.parametrize(("num_tokens", "size"), [(17, 64), (50, 32), (65, 16), (257, 16)])
+def test_micro_batch__small_pictures_on_a_cpu(num_tokens: int, size: int) -> None:
+    """Pictures of few tokens are taken in larger numbers, in powers of two up to 2,048 tokens and 64 pictures."""
+    given = {"global_batch_size": 256, "num_processes": 1}
+    assert micro_batch("auto", device_kind="cpu", num_tokens=num_tokens, **given) == size
+    assert micro_batch("auto", device_kind="mps", num_tokens=num_tokens, **given) == 32
 
 
 @pytest.mark.parametrize(
@@ -184,7 +194,7 @@ def test_micro_batch__size(wanted: int | str, batch: int, processes: int, kind: 
 def test_micro_batch__refuses(wanted: int | str, batch: int, processes: int, message: str) -> None:
     """A share without a picture, and one smaller than what a process is told to take, are refused with numbers."""
     with pytest.raises(RequestError) as error:
-        micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind="cpu")
+        micro_batch(wanted, global_batch_size=batch, num_processes=processes, device_kind="cpu", num_tokens=197)
     assert str(error.value) == message
 
 

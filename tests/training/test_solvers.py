@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from vit_finetune.training.knn_readout import fit_knn
 from vit_finetune.training.linear_readout import LinearFit, Space, Spectrum, average_linear, fit_linear
 from vit_finetune.training.readout import logits_of
-from vit_finetune.training.solvers import fit_logistic, fit_ridge, fit_temperature
+from vit_finetune.training.solvers import fit_logistic, fit_ridge, fit_sharpness
 
 ROWS = np.arange(60)
 
@@ -94,13 +94,13 @@ def test_average_linear__is_the_mean_of_logits() -> None:
     torch.testing.assert_close(logits_of(table, average_linear(parts), ROWS), mean, atol=1e-5, rtol=0)
 
 
-def test_fit_temperature__undoes_a_scale() -> None:
+def test_fit_sharpness__undoes_a_scale() -> None:
     """Logits that were calibrated and then multiplied by 7 get the factor 1/7 relative to themselves."""
     labels = torch.from_numpy(table_of(300).labels)
     noise = torch.randn(300, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = noise + 2 * torch.nn.functional.one_hot(labels)
-    once = fit_temperature(x, labels)
-    assert fit_temperature(7 * x, labels) == pytest.approx(once / 7, rel=1e-3)
+    once = fit_sharpness(x, labels)
+    assert fit_sharpness(7 * x, labels) == pytest.approx(once / 7, rel=1e-3)
 
 
 @pytest.mark.parametrize("k", [1, 5, 20])

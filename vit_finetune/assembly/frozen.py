@@ -20,6 +20,7 @@ from vit_finetune.assembly.keeping import num_workers_of
 from vit_finetune.assembly.network import train_transform_of
 from vit_finetune.assembly.waiting import BytesBatch
 from vit_finetune.common.entries import cache_key, default_cache_dir
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.config import Config, DataConfig
 from vit_finetune.data import ImageSet
 from vit_finetune.data.bad_images import BadImage
@@ -180,7 +181,7 @@ class FrozenWork:
         splits, balanced = self.feeder.splits, self.config.train.imbalance == "balanced_sampler"
         wanted = views_in(stage, self._plan, num_views, balanced=balanced)
         cache = self._cache(source, len(wanted))
-        digests = on_main(self._accelerator, lambda: split_digests(Path(self.config.run.dir) / "manifest.parquet"))
+        digests = on_main(self._accelerator, lambda: split_digests(Path(self.config.run.dir) / MANIFEST))
         whole = {"batch": _BATCH, "eval": self.feeder.preprocess.to_mapping(), **source.facts(self._accelerator)}
         varied = {key: self.config.data.model_dump(mode="json")[key] for key in (*_STILL, *_OTHERS)}
         facts: dict[int | str, dict[str, Any]] = {

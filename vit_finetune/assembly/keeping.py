@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vit_finetune.common.entries import cache_key, default_cache_dir, gigabytes
 from vit_finetune.common.errors import RequestError, WorkError
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config, DataConfig
 from vit_finetune.data import ImageSet, Splits
@@ -85,7 +86,7 @@ def picture_sources(
 
 def _facts(run_dir: Path, wanted: dict[str, PreparedImages]) -> dict[str, dict[str, object]]:
     """Return all that the pixels of each split depend on."""
-    digests = split_digests(run_dir / "manifest.parquet")
+    digests = split_digests(run_dir / MANIFEST)
     return {
         name: {"format": FORMAT, "pictures": digests[name], "count": len(images), **images.prepare.facts()}
         for name, images in wanted.items()

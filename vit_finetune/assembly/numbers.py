@@ -9,7 +9,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.sizes import parse_size
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.models import Backbone
+from vit_finetune.models import Backbone, NetworkConfig
 from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
 from vit_finetune.training.memory import find_micro_batch
 from vit_finetune.training.micro_batches import remembered_micro_batch, with_micro_batch
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth: int) -> TrainPlan:
-    """Derive every number of the run; `depth` is the network's number of blocks.
+def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, network: NetworkConfig) -> TrainPlan:
+    """Derive every number of the run.
 
     Raises:
         RequestError: the numbers contradict each other.
@@ -32,16 +32,16 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
     schedule, evaluation = config.schedule, config.evaluation
-    processes, shards = accelerator.num_processes, is_wanted(config.run.strategy)
+    processes, kind = accelerator.num_processes, accelerator.device.type
     size = micro_batch(
         train.per_device_batch_size,
         global_batch_size=batch,
         num_processes=processes,
-        device_kind=FSDP if shards else accelerator.device.type,
+        device_kind=FSDP if is_wanted(config.run.strategy) else kind,
+        num_tokens=network.num_tokens,
         in_pairs=train.mixes,
     )
-    num_steps = train.steps or steps_in(train.epochs or 0, **clock)
-    tuning = config.tuning
+    num_steps, tuning = train.steps or steps_in(train.epochs or 0, **clock), config.tuning
     probe_steps = tuning.probe_steps or (steps_in(tuning.probe_epochs, **clock) if tuning.probe_epochs else 0)
     return TrainPlan(
         num_train=count,
@@ -63,7 +63,7 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth
         stages=plan_stages(
             tuning.mode,
             num_steps=num_steps,
-            depth=depth,
+            depth=network.depth,
             num_blocks=tuning.num_blocks,
             num_stages=tuning.num_stages,
             probe_steps=probe_steps,

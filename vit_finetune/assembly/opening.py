@@ -10,13 +10,12 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import write_json, write_text
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.data.manifest import manifest_difference, write_manifest
 from vit_finetune.training import new_run_folder
 from vit_finetune.training.checkpoint import newest_whole, read_state, save_start
-
-_MANIFEST = "manifest.parquet"
 
 
 def _pending_manifest(run_dir: Path) -> Path:
@@ -47,8 +46,8 @@ def prepare_manifest(splits: Splits, config: Config, *, resuming: bool) -> tuple
         pending.unlink()
         raise
     told = [] if difference is None else [f"resume: goes on with other data, as data.on_change says: {difference}"]
-    if not (run_dir / _MANIFEST).is_file():
-        told.append(f"resume: {run_dir / _MANIFEST} is gone and written anew")
+    if not (run_dir / MANIFEST).is_file():
+        told.append(f"resume: {run_dir / MANIFEST} is gone and written anew")
     elif difference is None:
         pending.unlink()
     return digest, told
@@ -67,12 +66,12 @@ def _accepted_difference(run_dir: Path, config: Config, digest: str) -> str | No
 
 def _difference(run_dir: Path, digest: str) -> str | None:
     """Say how the pictures differ, by the run's manifest, or, where that is gone, by its newest checkpoint's digest."""
-    if (run_dir / _MANIFEST).is_file():
-        return manifest_difference(run_dir / _MANIFEST, _pending_manifest(run_dir))
+    if (run_dir / MANIFEST).is_file():
+        return manifest_difference(run_dir / MANIFEST, _pending_manifest(run_dir))
     step, _ = newest_whole(run_dir / "checkpoints")
     if step is None or read_state(run_dir / "checkpoints", step)["data"] == digest:
         return None  # the same, or nothing has been learned from any
-    return f"{_MANIFEST} is gone, so which pictures is not known"
+    return f"{MANIFEST} is gone, so which pictures is not known"
 
 
 def open_run_folder(
@@ -96,10 +95,10 @@ def open_run_folder(
     if not resuming:
         with new_run_folder(run_dir) as folder:
             write_text(folder / "config.yaml", config.to_yaml())
-            pending.replace(folder / _MANIFEST)
+            pending.replace(folder / MANIFEST)
             if start is not None:
                 save_start(folder, start)
     elif pending.is_file():
-        pending.replace(run_dir / _MANIFEST)
+        pending.replace(run_dir / MANIFEST)
     for name, values in facts.items():
         write_json(run_dir / f"{name}.json", values)

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from vit_finetune.common.errors import RunStopped, VitFinetuneError
+from vit_finetune.common.machine import let_threads_sleep
 
 PROGRAM = "vit-finetune"
 COMPLETE_VARIABLE = "_VIT_FINETUNE_COMPLETE"  # the shell's script sets it and asks the program what may follow
@@ -35,6 +36,7 @@ def told(message: str, exit_code: int) -> str:
 
 def main() -> None:
     """Run the command line; errors meant for people are one line on stderr and an exit code."""
+    let_threads_sleep()
     if COMPLETE_VARIABLE in os.environ:
         from typer.completion import completion_init  # type: ignore[attr-defined]  # it is there, unlisted
 

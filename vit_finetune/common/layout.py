@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+MANIFEST = "manifest.parquet"
+"""The pictures of a run, one row each."""
+
 
 def rung_dir(run_dir: Path, name: str) -> Path:
     """Return the folder of a rung in the folder of a run under a budget."""

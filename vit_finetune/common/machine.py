@@ -21,6 +21,17 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
+def let_threads_sleep() -> None:
+    """Have OpenMP's threads wait for each other asleep after a moment of spinning, before anything loads it.
+
+    libgomp's spin for a thousandth of a second or more, and where another program has the core, the thread that they
+    wait for does not run meanwhile: a training step beside one busy process takes half the time with short spins
+    (benchmarks/cpu_settings.py). What the environment says already stays.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+
+
 def peak_memory_bytes() -> int | None:
     """Return the most memory this process has held, in bytes; None where the system does not tell."""
     try:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vit_finetune.common.durations import seconds_of
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json, write_text
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.common.machine import environment
 from vit_finetune.config import Config, TuningConfig
 from vit_finetune.data import Splits
@@ -42,6 +43,11 @@ def checked_budget(config: Config) -> int:
         )
     if config.train.wise_ft:
         raise RequestError("train.budget blends with what fine-tuning began with on its last rung; drop train.wise_ft")
+    if config.train.early_stopping_patience:
+        raise RequestError(
+            "train.budget scores val at the end of each rung only, where patience has nothing to wait for; drop "
+            "train.early_stopping_patience, or give train.epochs or train.steps"
+        )
     return seconds_of(config.train.budget)
 
 
@@ -84,7 +90,7 @@ def open_run(
             None if plan is None else _whole(Path(plan), rungs)
         )  # read first: it may be of the run that is replaced
         with atomic_folder(run_dir, replace=True) as folder:
-            digest = write_manifest(splits, folder / "manifest.parquet")
+            digest = write_manifest(splits, folder / MANIFEST)
             log = Log(
                 budget=config.train.budget or "",
                 config=values,

@@ -16,6 +16,7 @@ import torch
 from vit_finetune.assembly import build_model, preprocess_of, settle_metric
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json, write_text
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.common.machine import environment
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.common.seeding import derive_seed
@@ -181,7 +182,7 @@ def _choose_and_write(
 
 def _check_same_data(run_dir: Path, splits: Splits) -> None:
     """Refuse to go on with other pictures than the run began with."""
-    metadata = pq.read_schema(run_dir / "manifest.parquet").metadata or {}
+    metadata = pq.read_schema(run_dir / MANIFEST).metadata or {}
     if metadata.get(b"manifest_hash", b"").decode() != manifest_hash(splits):
         raise RequestError(f"{run_dir} was started with another data set; use --overwrite or another run.dir")
 
@@ -189,7 +190,7 @@ def _check_same_data(run_dir: Path, splits: Splits) -> None:
 def _open(run_dir: Path, config: Config, splits: Splits, facts: dict[str, Any]) -> None:
     """Make the run's folder with what is known before the first forward pass; every picture is read and checked."""
     with atomic_folder(run_dir, replace=True) as folder:
-        write_manifest(splits, folder / "manifest.parquet")
+        write_manifest(splits, folder / MANIFEST)
         write_text(folder / "config.yaml", config.to_yaml())
         for name, values in facts.items():
             write_json(folder / f"{name}.json", values)

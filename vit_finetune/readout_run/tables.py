@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vit_finetune.assembly import train_transform_of
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.common.preprocess import PreprocessSpec
 from vit_finetune.config import Config
 from vit_finetune.data import ImageSet, Splits
@@ -40,7 +41,7 @@ def feature_tables(
 ) -> dict[str, FeatureTable]:
     """Return the features of every split, of train in all its views."""
     section, run_dir = config.readout, Path(config.run.dir)
-    digests = on_main(accelerator, lambda: split_digests(run_dir / "manifest.parquet"))
+    digests = on_main(accelerator, lambda: split_digests(run_dir / MANIFEST))
     source = FeatureSource(model, plan.layout, section.dtype, weights_digest(model))
     varied = {**config.data.model_dump(mode="json", include=set(VARIATIONS)), "seed": config.run.seed}
     tables, keep = {}, list[str]()

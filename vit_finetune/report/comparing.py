@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.evaluation.intervals import mcnemar, paired_difference
 from vit_finetune.report.measured import Figure, figures_of
-from vit_finetune.report.run_folder import MANIFEST, PREDICTIONS, RunFolder, read_run
+from vit_finetune.report.run_folder import PREDICTIONS, RunFolder, read_run
 from vit_finetune.report.scored import Scored, read_scored
 
 _WHERE = ("run.dir", "run.check", "run.report")  # says where and how a run is told, not what it is

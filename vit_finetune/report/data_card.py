@@ -12,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.report.run_folder import MANIFEST, RunFolder
+from vit_finetune.common.layout import MANIFEST
+from vit_finetune.report.run_folder import RunFolder
 
 _COLUMNS = ["split", "label", "num_bytes", "sha256", "width", "height", "mode"]
 

@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.data.images import decode_image
 from vit_finetune.pictures import run_splits
-from vit_finetune.report.run_folder import MANIFEST, RunFolder
+from vit_finetune.report.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from vit_finetune.data import Splits

@@ -18,7 +18,6 @@ from vit_finetune.common.layout import rung_dir
 from vit_finetune.training.journal import Journal
 
 PREDICTIONS = "predictions.parquet"
-MANIFEST = "manifest.parquet"
 _CONFIG = "config.yaml"
 
 

@@ -18,7 +18,7 @@ from vit_finetune.config import Config
 from vit_finetune.models import Backbone, create_model, replace_head
 from vit_finetune.scaling.footprint import Footprint, footprint
 from vit_finetune.scaling.layouts import Share, share_of
-from vit_finetune.training import make_optimizer, micro_batch, parameter_groups
+from vit_finetune.training import check_shares, make_optimizer, parameter_groups
 from vit_finetune.training.plan import largest_share
 from vit_finetune.tuning import apply_tuning
 from vit_finetune.weights import from_pretrained
@@ -150,7 +150,7 @@ def scale_plan(
         RequestError: the global batch leaves a process without a picture.
     """
     batch, in_pairs = config.train.global_batch_size, config.train.mixes
-    micro_batch("auto", global_batch_size=batch, num_processes=num_processes, device_kind="cuda", in_pairs=in_pairs)
+    check_shares(batch, num_processes, in_pairs=in_pairs)
     share, least = largest_share(batch, num_processes, in_pairs=in_pairs), 2 if in_pairs else 1
     parts = 0
     while True:

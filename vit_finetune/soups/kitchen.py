@@ -14,6 +14,7 @@ from torch import Tensor
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.files import atomic_folder, write_json
+from vit_finetune.common.layout import MANIFEST
 from vit_finetune.data import ImageSet
 from vit_finetune.data.manifest import trained_on
 from vit_finetune.evaluation import Blend, calibrate, note_opening, tune_thresholds
@@ -169,7 +170,7 @@ def metric_of(model: Ingredient) -> str:
 
 def _refuse_seen(names: Sequence[str], pictures: ImageSet) -> None:
     """Refuse to choose by pictures that a run trained on: with another seed it held out other ones."""
-    manifests = {name: path for name in names if (path := Path(name) / "manifest.parquet").is_file()}
+    manifests = {name: path for name in names if (path := Path(name) / MANIFEST).is_file()}
     if not manifests:
         return
     scored = {

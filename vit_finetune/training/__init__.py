@@ -9,7 +9,7 @@ from vit_finetune.training.optim import (
     optimizer_tensors,
     parameter_groups,
 )
-from vit_finetune.training.plan import TrainPlan, micro_batch, steps_in
+from vit_finetune.training.plan import TrainPlan, check_shares, micro_batch, steps_in
 from vit_finetune.training.processes import (
     end_run,
     has_bf16_units,
@@ -30,6 +30,7 @@ __all__ = [
     "Stage",
     "TrainPlan",
     "check_run_folder",
+    "check_shares",
     "end_run",
     "find_checkpoint",
     "fit",

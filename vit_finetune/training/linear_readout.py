@@ -109,14 +109,14 @@ class LinearFit:
         dims: principal components; None for all.
         whiten: see `Spectrum.components`.
         penalty: see `solvers.py`.
-        temperature: a factor for the logits, which least squares does not scale as probabilities need.
+        sharpness: a factor for the logits, which least squares does not scale as probabilities need.
     """
 
     solver: str
     dims: int | None
     whiten: float
     penalty: float
-    temperature: float = 1.0
+    sharpness: float = 1.0
 
 
 class Scaling:
@@ -199,7 +199,7 @@ def fit_linear(table: FeatureTable, space: Space, how: LinearFit) -> LinearReado
         # From strong to weak: a path of warm starts takes fewer steps than the weakest alone.
         path = [how.penalty * 10**power for power in (3, 2, 1, 0)]
         *_, (weight, bias) = fit_logistic(scores, labels, num_classes=classes, penalties=path, max_iter=200)
-    weight, bias = weight * how.temperature, bias * how.temperature
+    weight, bias = weight * how.sharpness, bias * how.sharpness
     return _folded(table, space=space, scaling=scaling, marks=marks, found=found, weight=weight, bias=bias)
 
 

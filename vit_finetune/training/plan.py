@@ -14,9 +14,13 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.training.stages import Stage
 
 # Pictures that one process takes at once where the recipe says auto: what keeps the processor busy without
-# holding more activations than needed. A CPU gains nothing from more. On CUDA the largest number that fits is found,
-# but not for a sharded network, of which no process can try a pass alone.
+# holding more activations than needed. On CUDA the largest number that fits is found, but not for a sharded network,
+# of which no process can try a pass alone.
 _AUTO_BATCH = {"cpu": 16, "mps": 32, "fsdp": 32}
+# Small pictures are taken in larger numbers on a CPU, in powers of two up to so many tokens: matrix products of a few
+# hundred rows waste a processor that multiplies bf16 (benchmarks/cpu_settings.py).
+_CPU_TOKENS = 2048
+_CPU_MOST = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,8 +163,25 @@ def largest_share(global_batch_size: int, num_processes: int, *, in_pairs: bool 
     return unit * math.ceil(global_batch_size / (unit * num_processes))
 
 
+def check_shares(global_batch_size: int, num_processes: int, *, in_pairs: bool) -> None:
+    """Refuse a global batch that leaves a process without a picture, or without a pair where pairs are mixed."""
+    least = num_processes * (2 if in_pairs else 1)
+    if global_batch_size < least:
+        what = "a pair to mix" if in_pairs else "a picture"
+        raise RequestError(
+            f"train.global_batch_size {global_batch_size} leaves some of {num_processes} processes without {what}; "
+            f"give at least {least}, or use at most {global_batch_size // (2 if in_pairs else 1)} process(es)"
+        )
+
+
 def micro_batch(
-    wanted: int | str, *, global_batch_size: int, num_processes: int, device_kind: str, in_pairs: bool = False
+    wanted: int | str,
+    *,
+    global_batch_size: int,
+    num_processes: int,
+    device_kind: str,
+    num_tokens: int,
+    in_pairs: bool = False,
 ) -> int:
     """Return how many pictures a process takes at once.
 
@@ -169,6 +190,7 @@ def micro_batch(
         global_batch_size: pictures per step over all processes.
         num_processes: processes that share a step.
         device_kind: cpu, cuda or mps; fsdp for a network in shards.
+        num_tokens: of a picture.
         in_pairs: neighbours are mixed and stay together; the global batch is even.
 
     Returns:
@@ -177,16 +199,13 @@ def micro_batch(
     Raises:
         RequestError: a process would have no picture, or fewer than it is told to take at once.
     """
-    least = num_processes * (2 if in_pairs else 1)
-    if global_batch_size < least:
-        what = "a pair to mix" if in_pairs else "a picture"
-        raise RequestError(
-            f"train.global_batch_size {global_batch_size} leaves some of {num_processes} processes without {what}; "
-            f"give at least {least}, or use at most {global_batch_size // (2 if in_pairs else 1)} process(es)"
-        )
+    check_shares(global_batch_size, num_processes, in_pairs=in_pairs)
     share = largest_share(global_batch_size, num_processes, in_pairs=in_pairs)
     if isinstance(wanted, str):
-        return min(share, _AUTO_BATCH.get(device_kind, share))
+        most = _AUTO_BATCH.get(device_kind, share)
+        while device_kind == "cpu" and most < _CPU_MOST and 2 * most * num_tokens <= _CPU_TOKENS:
+            most *= 2
+        return min(share, most)
     if wanted > share:
         raise RequestError(
             f"train.per_device_batch_size is {wanted}, but each of {num_processes} processes gets {share} pictures of "

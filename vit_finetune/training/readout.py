@@ -37,7 +37,7 @@ from vit_finetune.training.linear_readout import (
     landmarks_of,
 )
 from vit_finetune.training.sgd_readout import Probe, Recipe, attentive_probes, grid_of_heads, train_probes
-from vit_finetune.training.solvers import fit_logistic, fit_ridge, fit_temperature
+from vit_finetune.training.solvers import fit_logistic, fit_ridge, fit_sharpness
 
 READOUTS = ("knn", "logistic", "multilayer", "spatial", "sgd_grid", "attentive")
 NEIGHBOURS = (5, 10, 20, 100, 200)
@@ -86,9 +86,9 @@ class Held:
         self.logits.append(logits)
         self.labels.append(labels)
 
-    def temperature(self) -> float:
+    def sharpness(self) -> float:
         """Return the factor by which the logits fit best."""
-        return fit_temperature(torch.cat(self.logits), torch.cat(self.labels))
+        return fit_sharpness(torch.cat(self.logits), torch.cat(self.labels))
 
     def figures(self) -> tuple[float, float]:
         """Return accuracy and mean cross-entropy."""
@@ -202,10 +202,10 @@ def search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Spac
             for how, (weight, bias) in zip(tried, fits, strict=True):
                 held[how].add(held_x @ weight + bias, labels[out])
     for how, sums in held.items():
-        scaled = replace(how, temperature=sums.temperature()) if how.solver == "ridge" else how
+        scaled = replace(how, sharpness=sums.sharpness()) if how.solver == "ridge" else how
         settings = {"features": _in_words(space.inputs), "solver": how.solver, "penalty": how.penalty}
         settings |= {} if how.dims is None else {"dims": how.dims, "whiten": how.whiten}
-        scaled_sums = Held([logits * scaled.temperature for logits in sums.logits], sums.labels)
+        scaled_sums = Held([logits * scaled.sharpness for logits in sums.logits], sums.labels)
         yield _trial(name, settings, scaled_sums, partial(fit_linear, table, space, scaled)), scaled_sums
 
 

@@ -87,8 +87,8 @@ def fit_ridge(
         yield weight, base - mean @ weight
 
 
-def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the factor by which logits give the smallest cross-entropy.
+def fit_sharpness(logits: Tensor, labels: Tensor) -> float:
+    """Return the factor by which logits give the smallest cross-entropy: 1 / temperature.
 
     Args:
         logits: [n, K], of pictures that the layer was not fitted on.
