@@ -170,6 +170,19 @@ def test_report__several_classes_a_picture(tmp_path: Path) -> None:
     assert "confusion" not in page.sections
 
 
+def test_report__energy(tmp_path: Path) -> None:
+    """Joules are added up over the rows and told in watt-hours; what has no counter is told with the reason."""
+    labels = np.arange(30) % 3
+    run = write_run(tmp_path / "run", labels, guesses(labels, 3), "abc")
+    rows = [{"step": 41, "processors_joules": 30_000.0, "no_gpu_joules": "no <driver>"}]
+    rows += [{"step": 42, "processors_joules": 6_000.0}]
+    with (run / "timing.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    told = _Page(write_report(run, attention=False)).sections["cost"]
+    assert "36.0 kJ (10 Wh)" in told.replace("\N{NO-BREAK SPACE}", " ")
+    assert "not known on this machine: no <driver>" in told
+
+
 def test_report__of_a_run_that_has_not_ended(tmp_path: Path) -> None:
     """A run that is going on has its curves and its plan; one without pictures to score says that nothing is known."""
     labels = np.arange(30) % 3
