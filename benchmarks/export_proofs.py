@@ -2,9 +2,10 @@
 
     python benchmarks/export_proofs.py [MODEL] [--work FOLDER] [--images FOLDER ...] [--max-images 256]
 
-MODEL is a run or a model folder, by default what `make quickstart` trained. Each target is exported into the work folder, opened by its own library and compared on the run's
-held-out pictures, or on those given; the rows are the `proof.json` files. "same pixels" is the network alone, "same
-files" is each side with its own preprocessing. What a library has no class for is a row with the reason.
+MODEL is a run or a model folder, by default what `make quickstart` trained. Each target is exported into the work
+folder, opened by its own library and compared on the run's held-out pictures, or on those given; the rows are the
+`proof.json` files. "same pixels" is the network alone, "same files" is each side with its own preprocessing. What a
+library has no class for is a row with the reason.
 """
 
 from __future__ import annotations
@@ -48,24 +49,24 @@ def rows(model: str, work: Path, images: list[Path] | None, max_images: int) -> 
 
 def row(name: str, result: ExportResult) -> tuple[str, ...]:
     """Return one export's row."""
-    proof, dash = result.proof, "–"
+    proof, nothing = result.proof, "-"
     network, pictures, accuracy = (proof.get(key) for key in ("network", "pictures", "accuracy"))
     size = sum(path.stat().st_size for path in result.folder.iterdir()) / 1e6
     return (
         name,
         proof["opened_by"],
         f"{size:.1f}",
-        f"{network['max_abs_logit_difference']:.1e}" if network else dash,
+        f"{network['max_abs_logit_difference']:.1e}" if network else nothing,
         top1(network),
-        f"{pictures['max_abs_probability_difference']:.1e}" if pictures else dash,
+        f"{pictures['max_abs_probability_difference']:.1e}" if pictures else nothing,
         top1(pictures),
-        f"{100 * accuracy['ours']:.1f} → {100 * accuracy['exported']:.1f} %" if accuracy else dash,
+        f"{100 * accuracy['ours']:.1f} → {100 * accuracy['exported']:.1f} %" if accuracy else nothing,
     )
 
 
 def top1(figures: dict[str, Any] | None) -> str:
     """Return how often the best class agrees."""
-    return f"{figures['num_top1_agreeing']} of {figures['num_pictures']}" if figures else "–"
+    return f"{figures['num_top1_agreeing']} of {figures['num_pictures']}" if figures else "-"
 
 
 def main() -> None:

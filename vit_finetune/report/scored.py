@@ -81,7 +81,7 @@ class ScoredSets:
         return len(self.labels)
 
 
-S = TypeVar("S", Scored, ScoredSets)
+S = TypeVar("S", bound=Scored | ScoredSets)
 
 
 def at_rows(scored: S, rows: NDArray[np.int64]) -> S:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,9 +57,9 @@ class EnergyMeter:
     """
 
     def __init__(self, device: torch.device, *, powercap: Path = POWERCAP) -> None:
-        opened = {"processors": lambda: _processors(powercap)}
+        opened: dict[str, Callable[[], list[_Counter]]] = {"processors": partial(_processors, powercap)}
         if device.type == "cuda":
-            opened["gpu"] = lambda: [_gpu(device)]
+            opened["gpu"] = partial(_gpu, device)
         self._counters: dict[str, list[_Counter]] = {}
         self._unknown: dict[str, str] = {}
         for part, counters in opened.items():
@@ -94,11 +95,7 @@ def _processors(powercap: Path) -> list[_Counter]:
             if (zone / "name").read_text(encoding="ascii").startswith("package")
         ]
         counters = [
-            _Counter(
-                lambda file=zone / "energy_uj": int(file.read_text(encoding="ascii")),
-                unit=1e-6,
-                highest=int((zone / "max_energy_range_uj").read_text(encoding="ascii")),
-            )
+            _Counter(partial(_number, zone / "energy_uj"), unit=1e-6, highest=_number(zone / "max_energy_range_uj"))
             for zone in zones
         ]
     except PermissionError as error:
@@ -110,7 +107,11 @@ def _processors(powercap: Path) -> list[_Counter]:
     return counters
 
 
-def _gpu(device: torch.device) -> _Counter:
+def _number(file: Path) -> int:
+    return int(file.read_text(encoding="ascii"))
+
+
+def _gpu(device: torch.device) -> list[_Counter]:
     """Return the counter of an NVIDIA GPU, as its driver keeps it since it was loaded."""
     try:
         import pynvml
@@ -126,4 +127,4 @@ def _gpu(device: torch.device) -> _Counter:
     asked(pynvml.nvmlInit)
     name = asked(lambda: f"GPU-{torch.cuda.get_device_properties(device).uuid}")
     handle = asked(lambda: pynvml.nvmlDeviceGetHandleByUUID(name))
-    return _Counter(lambda: int(asked(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))), unit=1e-3)
+    return [_Counter(lambda: int(asked(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(handle))), unit=1e-3)]
