@@ -141,7 +141,7 @@ def cost_of(run: RunFolder) -> Cost:
         parts = [(f"rung {name}", float(value)) for name, value in took.items()]
     steps = [row for row in run.timings if "step" in row and "seconds" in row]
     total = sum(value for _, value in parts) if parts else None
-    energy, no_energy = _energy_of(run.timings)
+    energy, no_energy = _energy_of(run)
     if not steps:
         return Cost(total, None, None, None, parts, energy, no_energy)
     spent = sum(row["seconds"] for row in steps)
@@ -157,12 +157,13 @@ def cost_of(run: RunFolder) -> Cost:
     )
 
 
-def _energy_of(timings: Sequence[Mapping[str, Any]]) -> tuple[list[tuple[str, float]], list[tuple[str, str]]]:
-    """Return the joules of what has a counter, and why the others have none."""
+def _energy_of(run: RunFolder) -> tuple[list[tuple[str, float]], list[tuple[str, str]]]:
+    """Return the joules of what has a counter, and why the others have none; under a budget of the rung that won."""
     known, unknown = [], []
+    where = f" (rung {run.metrics['best_rung']})" if "best_rung" in run.metrics else ""
     for key, name in (("processors_joules", "processors"), ("gpu_joules", "GPU")):
-        joules = [row[key] for row in timings if key in row]
-        reason = next((row[f"no_{key}"] for row in timings if f"no_{key}" in row), None)
-        known += [(name, float(sum(joules)))] if joules else []
+        joules = [row[key] for row in run.timings if key in row]
+        reason = next((row[f"no_{key}"] for row in run.timings if f"no_{key}" in row), None)
+        known += [(name + where, float(sum(joules)))] if joules else []
         unknown += [(name, str(reason))] if reason is not None else []
     return known, unknown
