@@ -107,7 +107,8 @@ def _average_precisions(
     gained = np.add.reduceat(drawn * have[: ends[-1] + 1], starts, axis=1, dtype=np.float64)
     right = gained.cumsum(axis=1)
     with np.errstate(invalid="ignore"):
-        return (gained * right / np.maximum(1, said)).sum(axis=1) / right[:, -1]
+        found: NDArray[np.float64] = (gained * right / np.maximum(1, said)).sum(axis=1) / right[:, -1]
+    return found
 
 
 def _mean_f1(hits: NDArray[Any], both: NDArray[Any]) -> float:

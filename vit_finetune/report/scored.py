@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -92,7 +92,8 @@ def at_rows(scored: S, rows: NDArray[np.int64]) -> S:
         rows: those that are wanted, in the order wanted.
     """
     columns = {item.name: getattr(scored, item.name) for item in fields(scored)}
-    return replace(scored, **{name: value[rows] for name, value in columns.items() if isinstance(value, np.ndarray)})
+    kept: dict[str, Any] = {name: value[rows] for name, value in columns.items() if isinstance(value, np.ndarray)}
+    return replace(scored, **kept)
 
 
 def read_scored(path: Path, class_names: Sequence[str], *, temperature: float | None = None) -> Scored:
