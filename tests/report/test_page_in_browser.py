@@ -96,7 +96,7 @@ def test_pages__of_several_classes(tmp_path: Path) -> None:
     for name, skill in (("first <b>", 0.1), ("second", 0.5)):
         sure = np.clip(skill * labels + (1 - skill) * rng.random((60, 5)), 0, 1).astype(np.float32)
         runs.append(write_run(tmp_path / name, labels, sure, NAMES))
-    add_pictures(runs[0], tmp_path / "pictures", labels, NAMES)
+        add_pictures(runs[-1], tmp_path / "pictures", labels, NAMES)
     pages = [write_report(runs[0], attention=False), write_comparison(compare_runs(runs), tmp_path / "compare.html")]
     for page, words in zip(pages, ("missed in", "macro-F1"), strict=True):
         with opened(page, size="phone") as tab:

@@ -160,7 +160,7 @@ def test_report__several_classes_a_picture(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     labels = (rng.random((120, 4)) < 0.3).astype(np.uint8)
     labels[:, 3] = 0
-    probabilities = np.clip(0.3 * labels + rng.random((120, 4)) * 0.7, 0, 1).astype(np.float32)
+    probabilities = np.clip(0.3 * labels + rng.normal(0.35, 0.2, (120, 4)), 0, 1).astype(np.float32)
     names = ("a", "b", "c", HOSTILE[0])
     run = write_run(tmp_path / "run", labels, probabilities, names)
     add_pictures(run, tmp_path / "pictures", labels, names)
