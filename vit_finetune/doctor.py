@@ -31,6 +31,7 @@ FEATURES = {
     "demo": "the quickstart's pictures",
     "explain": "Grad-CAM pictures",
     "serve": "the prediction service",
+    "energy": "the energy that an NVIDIA GPU used, in the report",
 }
 _GB = 10**9
 

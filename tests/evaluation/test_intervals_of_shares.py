@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy import stats
-from sklearn.metrics import f1_score
+from sklearn.metrics import average_precision_score, f1_score
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.evaluation.bootstrap import macro_f1_interval, multilabel_f1_intervals
+from vit_finetune.evaluation.bootstrap import (
+    _weightings,
+    macro_f1_interval,
+    multilabel_draws,
+    percentile_interval,
+)
 from vit_finetune.evaluation.intervals import mcnemar, paired_difference, wilson_interval
 
 
@@ -71,14 +76,39 @@ def test_macro_f1_interval__repeats() -> None:
     assert macro_f1_interval(labels, wrong, 9) == macro_f1_interval(labels, wrong, 9)
 
 
-def test_multilabel_f1_intervals__hold_the_figures() -> None:
-    """Both intervals hold scikit-learn's figures and are as wide as a bootstrap of pictures makes them."""
+def test_multilabel_draws__are_scikit_learns_figures() -> None:
+    """Each draw is scikit-learn's figure of pictures that count as often as they were drawn, ties included."""
     generator = np.random.default_rng(3)
+    labels = (generator.random((90, 4)) < 0.2).astype(np.uint8)
+    labels[:, 3] = 0
+    probabilities = np.round(np.clip(0.3 * labels + generator.random((90, 4)), 0, 1), 1).astype(np.float32)
+    marks = probabilities >= 0.6
+    draws = multilabel_draws(probabilities, marks, labels)
+    for draw, weights in enumerate(_weightings(90)[:20]):
+        ranked = [
+            average_precision_score(labels[:, k], probabilities[:, k], sample_weight=weights)
+            for k in range(3)
+            if weights @ labels[:, k]
+        ]
+        assert draws["mean_average_precision"][draw] == pytest.approx(np.mean(ranked))
+        for average in ("macro", "micro"):
+            theirs = f1_score(labels[:, :3], marks[:, :3], average=average, sample_weight=weights)
+            wrong = f1_score(labels, marks, average=average, sample_weight=weights)
+            figure = draws[f"{average}_f1"][draw]
+            assert figure == pytest.approx(theirs if average == "macro" else wrong)
+    low, high = percentile_interval(draws["micro_f1"])
+    assert low < f1_score(labels, marks, average="micro") < high
+
+
+def test_multilabel_draws__pair_models_of_the_same_pictures() -> None:
+    """The draws do not depend on the model, and their interval is as wide as a bootstrap of pictures makes it."""
+    generator = np.random.default_rng(4)
     labels = (generator.random((5000, 4)) < 0.3).astype(np.uint8)
     marks = np.where(generator.random((5000, 4)) < 0.1, 1 - labels, labels) == 1
-    for interval, average in zip(multilabel_f1_intervals(marks, labels), ("macro", "micro"), strict=True):
-        figure = f1_score(labels, marks, average=average)
-        draws = [generator.integers(0, 5000, 5000) for _ in range(60)]
-        spread = 2 * 1.96 * np.std([f1_score(labels[rows], marks[rows], average=average) for rows in draws])
-        assert interval[0] < figure < interval[1]
-        assert interval[1] - interval[0] == pytest.approx(spread, rel=0.35)
+    found = multilabel_draws(marks.astype(np.float32), marks, labels)
+    again = multilabel_draws(marks.astype(np.float32) / 2, marks, labels)
+    assert all(np.array_equal(found[key], again[key]) for key in found)
+    draws = [generator.integers(0, 5000, 5000) for _ in range(60)]
+    spread = 2 * 1.96 * np.std([f1_score(labels[rows], marks[rows], average="macro") for rows in draws])
+    low, high = percentile_interval(found["macro_f1"])
+    assert high - low == pytest.approx(spread, rel=0.35)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from report_helpers import add_pictures, softmax, write_run
 from scipy import stats
+from sklearn.metrics import average_precision_score, f1_score
 from typer.testing import CliRunner
 
 from vit_finetune import RequestError, compare_runs
@@ -16,6 +17,7 @@ from vit_finetune.cli import app
 from vit_finetune.data import ImageSet, Splits
 from vit_finetune.data.image_set import FileStore
 from vit_finetune.data.manifest import write_manifest
+from vit_finetune.report import comparison_lines, write_comparison
 
 
 def two_runs(folder: Path, *, lr: float = 1e-3) -> tuple[list[Path], np.ndarray, list[np.ndarray]]:
@@ -65,6 +67,55 @@ def test_compare__matches_pictures_by_their_bytes(tmp_path: Path) -> None:
     assert comparison.differences[0].difference == 0 and comparison.differences[0].p_value == 1
     with pytest.raises(RequestError, match="scored no picture in common"):
         compare_runs([whole, write_run(tmp_path / "other", labels, probabilities, "xyz")])
+
+
+def test_compare__several_classes_a_picture(tmp_path: Path) -> None:
+    """Ranking, F1 and exact matches are scikit-learn's on the common pictures, whatever the order of the classes."""
+    rng = np.random.default_rng(2)
+    labels = (rng.random((160, 4)) < 0.35).astype(np.uint8)
+    labels[:, 3] = 0
+    found = [np.clip(skill * labels + rng.random((160, 4)), 0, 1.2).astype(np.float32) / 1.2 for skill in (0.1, 0.5)]
+    first = write_run(tmp_path / "first", labels, found[0], "abcd")
+    order, columns = rng.permutation(160)[:140], [2, 0, 3, 1]
+    files = [f"pictures/val/{index}.png" for index in order]
+    shuffled = [values[np.ix_(order, columns)] for values in (labels, found[1])]
+    second = write_run(tmp_path / "second", *shuffled, "cadb", files=files)
+    comparison = compare_runs([first, second])
+    (difference,) = comparison.differences
+    assert comparison.num_common == 140 and comparison.class_figure == "average precision"
+    kept = np.sort(order)
+    cuts = []
+    for run in (first, second):
+        rows = json.loads((run / "metrics.json").read_text())["per_class"]
+        by_name = {row["class"]: row["threshold"] for row in rows}
+        cuts.append([by_name[name] for name in "abcd"])
+    marks = [values[kept] >= cut for values, cut in zip(found, cuts, strict=True)]
+    ranked = [[average_precision_score(labels[kept, k], values[kept, k]) for k in range(3)] for values in found]
+    told = {change.key: change for change in difference.figures}
+    assert told["mean_average_precision"].difference == pytest.approx(np.mean(ranked[1]) - np.mean(ranked[0]))
+    for average, shown in (("macro", slice(3)), ("micro", slice(4))):
+        scores = [f1_score(labels[kept][:, shown], part[:, shown], average=average) for part in marks]
+        assert told[f"{average}_f1"].difference == pytest.approx(scores[1] - scores[0])
+    exact = [float((part == labels[kept]).all(axis=1).mean()) for part in marks]
+    assert [run.accuracy for run in comparison.runs] == pytest.approx(exact)
+    changes = {"abc"[k]: ranked[1][k] - ranked[0][k] for k in range(3)}
+    assert {name: value for name, value, _ in difference.classes} == pytest.approx(changes)
+    assert all(change.low < change.difference < change.high for change in difference.figures)
+    assert "second is better than first by" in difference.words and "mean average precision" in difference.words
+    text = write_comparison(comparison, tmp_path / "page.html").read_text(encoding="utf-8")
+    assert "exact matches" in text and "difference of average precision" in text
+    assert any("macro-F1 +" in line for line in comparison_lines(comparison))
+
+
+def test_compare__runs_of_other_kinds(tmp_path: Path) -> None:
+    """Runs of one and of several classes, or of several that are not the same, are refused with their names."""
+    several = np.eye(3, dtype=np.uint8)
+    one = write_run(tmp_path / "one", np.arange(3), softmax(np.eye(3)), "abc")
+    many = write_run(tmp_path / "many", several, softmax(np.eye(3)), "abc")
+    with pytest.raises(RequestError, match="many is for several classes a picture and .*one for one"):
+        compare_runs([one, many])
+    with pytest.raises(RequestError, match=r"know different classes \(c, d, \.\.\.\)"):
+        compare_runs([many, write_run(tmp_path / "others", several, softmax(np.eye(3)), "abd")])
 
 
 @pytest.mark.parametrize("number", [0, 1])

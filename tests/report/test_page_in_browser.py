@@ -86,3 +86,20 @@ def test_comparison__looks_right(tmp_path: Path, size: str) -> None:
             assert overflow(tab) <= 0
             assert too_faint(tab) == []
             assert "second is better than first <b> by" in tab.locator("header").inner_text()
+
+
+def test_pages__of_several_classes(tmp_path: Path) -> None:
+    """Report and comparison of several classes a picture fit a phone, with readable text and pictures of mistakes."""
+    rng = np.random.default_rng(2)
+    labels = (rng.random((60, 5)) < 0.3).astype(np.uint8)
+    runs = []
+    for name, skill in (("first <b>", 0.1), ("second", 0.5)):
+        sure = np.clip(skill * labels + (1 - skill) * rng.random((60, 5)), 0, 1).astype(np.float32)
+        runs.append(write_run(tmp_path / name, labels, sure, NAMES))
+        add_pictures(runs[-1], tmp_path / "pictures", labels, NAMES)
+    pages = [write_report(runs[0], attention=False), write_comparison(compare_runs(runs), tmp_path / "compare.html")]
+    for page, words in zip(pages, ("missed in", "macro-F1"), strict=True):
+        with opened(page, size="phone") as tab:
+            assert overflow(tab) <= 0
+            assert too_faint(tab) == []
+            assert words in tab.locator("main").inner_text()

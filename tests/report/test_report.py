@@ -158,16 +158,41 @@ def test_report__of_many_classes_is_small(tmp_path: Path) -> None:
 def test_report__several_classes_a_picture(tmp_path: Path) -> None:
     """A run with lists of classes gets average precision, thresholds and their curves, also for a label nobody has."""
     rng = np.random.default_rng(0)
-    labels = (rng.random((300, 4)) < 0.3).astype(np.uint8)
+    labels = (rng.random((120, 4)) < 0.3).astype(np.uint8)
     labels[:, 3] = 0
-    probabilities = np.clip(0.5 * labels + rng.random((300, 4)) * 0.6, 0, 1).astype(np.float32)
-    run = write_run(tmp_path / "run", labels, probabilities, ("a", "b", "c", HOSTILE[0]))
+    probabilities = np.clip(0.3 * labels + rng.normal(0.35, 0.2, (120, 4)), 0, 1).astype(np.float32)
+    names = ("a", "b", "c", HOSTILE[0])
+    run = write_run(tmp_path / "run", labels, probabilities, names)
+    add_pictures(run, tmp_path / "pictures", labels, names)
     page = _Page(write_report(run))
     assert "mean average precision" in page.sections["figures"] and "micro-F1" in page.sections["figures"]
     assert "threshold" in page.sections["classes"] and HOSTILE[0] in page.sections["classes"]
     assert page.sections["thresholds"].count("average precision") == 3
     assert "get exactly their labels" in page.sections["header"]
     assert "confusion" not in page.sections
+    told = page.sections["pictures"]
+    for k, row in enumerate(json.loads((run / "metrics.json").read_text(encoding="utf-8"))["per_class"][:3]):
+        has, scores, said = labels[:, k] == 1, probabilities[:, k], probabilities[:, k] >= row["threshold"]
+        wrong, missed = sorted(scores[~has & said])[::-1], sorted(scores[has & ~said])
+        assert len(wrong) > 0 and len(missed) > 0
+        assert told.count(f"{names[k]} said of") == min(2, len(wrong))
+        assert told.count(f"{names[k]} missed in") == min(2, len(missed))
+        assert all(f", {100 * share:.1f}" in told for share in (*wrong[:2], *missed[:2]))
+    assert f"{names[3]} said of" not in told
+    assert len([address for address in page.addresses if address.startswith("data:image/jpeg")]) >= 6
+
+
+def test_report__energy(tmp_path: Path) -> None:
+    """Joules are added up over the rows and told in watt-hours; what has no counter is told with the reason."""
+    labels = np.arange(30) % 3
+    run = write_run(tmp_path / "run", labels, guesses(labels, 3), "abc")
+    rows = [{"step": 41, "processors_joules": 30_000.0, "no_gpu_joules": "no <driver>"}]
+    rows += [{"step": 42, "processors_joules": 6_000.0}]
+    with (run / "timing.jsonl").open("a", encoding="utf-8") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    told = _Page(write_report(run, attention=False)).sections["cost"]
+    assert "36.0 kJ (10 Wh)" in told.replace("\N{NO-BREAK SPACE}", " ")
+    assert "not known on this machine: no <driver>" in told
 
 
 def test_report__of_a_run_that_has_not_ended(tmp_path: Path) -> None:

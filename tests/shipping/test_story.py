@@ -17,6 +17,7 @@ from vit_finetune import Predictor, evaluate, export_model, export_model_folder
 from vit_finetune.common.errors import NotRepresentable, RequestError
 from vit_finetune.data import decode_image
 from vit_finetune.exported import OnnxPredictor
+from vit_finetune.weights import from_pretrained
 
 NAMES = ["Kauz", "Rot-Milan", "Zaunkönig"]
 
@@ -45,10 +46,13 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def folder(tmp_path: Path, name: str = "vit_tiny_patch16_224", **overrides: Any) -> Path:
+def folder(
+    tmp_path: Path, name: str = "vit_tiny_patch16_224", *, thresholds: list[float] | None = None, **overrides: Any
+) -> Path:
     """Write a model folder of a tiny network."""
     model = tiny_model(name, **{"img_size": (64, 64), **overrides})
-    return export_model_folder(model, tmp_path / "model", preprocess=spec_for(model), class_names=NAMES)
+    place = tmp_path / "model"
+    return export_model_folder(model, place, preprocess=spec_for(model), class_names=NAMES, thresholds=thresholds)
 
 
 def files(pictures: Path) -> list[Path]:
@@ -86,14 +90,51 @@ def test_export_model__transformers_native_class(tmp_path: Path, pictures: Path)
     """transformers opens its own class with labels, and its processor prepares pictures nearly as ours does."""
     from transformers import AutoModelForImageClassification
 
-    result = export_model(folder(tmp_path), tmp_path / "out", to="transformers", images=[pictures])
+    source = folder(tmp_path, thresholds=[0.3, 0.4, 0.5])
+    result = export_model(source, tmp_path / "out", to="transformers", images=[pictures])
     theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "out")
     assert type(theirs).__name__ == "ViTForImageClassification"
+    assert theirs.config.problem_type == "multi_label_classification"
     assert theirs.config.id2label == dict(enumerate(NAMES))
     assert result.proof["network"]["max_abs_logit_difference"] < 1e-5
     processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text(encoding="utf-8"))
     assert processor["size"] == {"shortest_edge": 71}  # 64 / 0.9, rounded down as timm does
     assert any("centre crop" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "architecture"),
+    [
+        ("vit_small_patch14_dinov2", {}, "Dinov2ForImageClassification"),
+        ("vit_giant_patch14_dinov2", {"mlp_ratio": 256 / 48}, "Dinov2ForImageClassification"),
+        ("vit_small_patch14_reg4_dinov2", {}, "Dinov2WithRegistersForImageClassification"),
+    ],
+)
+def test_export_model__dinov2_native_class(
+    tmp_path: Path, pictures: Path, name: str, options: dict[str, Any], architecture: str
+) -> None:
+    """transformers' own DINOv2 classifier gives our logits and labels for the same files, and comes back as it was."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    source = folder(tmp_path, name, img_size=(56, 56), **options)
+    result = export_model(source, tmp_path / "out", to="transformers", images=[pictures])
+    theirs = AutoModelForImageClassification.from_pretrained(tmp_path / "out").eval()
+    assert type(theirs).__name__ == architecture
+    assert theirs.config.id2label == dict(enumerate(NAMES))
+    assert theirs.config.image_size == 56
+    assert theirs.config.problem_type is None
+    processor = AutoImageProcessor.from_pretrained(tmp_path / "out")
+    ours, _ = from_pretrained(source)
+    back, report = from_pretrained(tmp_path / "out")
+    with torch.inference_mode():
+        for path in files(pictures):
+            pixels = processor(images=decode_image(path), return_tensors="pt")["pixel_values"]
+            expected = ours.eval()(pixels)
+            torch.testing.assert_close(theirs(pixel_values=pixels).logits, expected, atol=1e-5, rtol=0)
+            torch.testing.assert_close(back.eval()(pixels), expected, atol=1e-5, rtol=0)
+    assert report.class_names == tuple(NAMES)
+    assert torch.equal(back.head.weight, ours.head.weight) and torch.equal(back.head.bias, ours.head.bias)
+    assert result.proof["pictures"]["num_top1_agreeing"] == 6
 
 
 @pytest.mark.parametrize(

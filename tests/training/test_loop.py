@@ -178,6 +178,7 @@ def test_fit__rows(tmp_path: Path) -> None:
     assert all(row.keys() == everywhere | {"accuracy", "macro_accuracy", "macro_f1"} for row in run.rows("val"))
     timing = [json.loads(line) for line in (tmp_path / "timing.jsonl").read_text().splitlines()]
     assert {"seconds", "images_per_second", "data_wait_seconds", "peak_memory_bytes"} < timing[0].keys()
+    assert {"processors_joules", "no_processors_joules"} & timing[0].keys()
 
 
 def spoiled(step: int, row: int, *, micro: int = 2) -> Iterator[Sequence[Pictures]]:

@@ -268,8 +268,8 @@ def test_convert_checkpoint__dry_run_writes_nothing(tmp_path):
     save_folder(tmp_path / "good")
     report = convert_checkpoint(tmp_path / "good", tmp_path / "out", to="hf_vit", dry_run=True)
     assert report.lines()[1] == "nothing written (dry run)"
-    with pytest.raises(NotRepresentable, match="hf_dinov2 has no place for head"):
-        convert_checkpoint(tmp_path / "good", tmp_path / "out", to="hf_dinov2", dry_run=True)
+    with pytest.raises(NotRepresentable, match="hf_deit has no words for this network: reg_tokens=0"):
+        convert_checkpoint(tmp_path / "good", tmp_path / "out", to="hf_deit", dry_run=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["good"]
 
 

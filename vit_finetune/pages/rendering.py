@@ -39,7 +39,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(percent=percent, count=count, size=size, seconds=seconds)
+    environment.filters.update(percent=percent, count=count, size=size, seconds=seconds, energy=energy)
     environment.globals["script_hash"] = script_hash
     return environment
 
@@ -71,6 +71,12 @@ def size(value: float | None) -> str:
         if value >= factor:
             return f"{value / factor:.1f}{_SPACE}{unit}"
     return f"{value:.0f} bytes"
+
+
+def energy(value: float) -> str:
+    """Return joules as people read them, and in watt-hours, as a bill counts them."""
+    joules = f"{value / 1000:.1f}{_SPACE}kJ" if value >= 1000 else f"{value:.1f}{_SPACE}J"
+    return f"{joules} ({value / 3600:.3g}{_SPACE}Wh)"
 
 
 def seconds(value: float | None) -> str:

@@ -25,6 +25,7 @@ from vit_finetune.evaluation import (
     write_evaluation,
 )
 from vit_finetune.models import Backbone, Readout
+from vit_finetune.training.energy import EnergyMeter
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.readout import Trial
 from vit_finetune.weights import from_pretrained
@@ -62,16 +63,17 @@ class FeatureBatch:
 
 @dataclass
 class Clock:
-    """Seconds of the parts of a run, for timing.jsonl."""
+    """Seconds of the parts of a run, and their energy once there is a meter, for timing.jsonl."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
+    meter: EnergyMeter | None = None
     since: float = field(default_factory=time.perf_counter)
 
     def lap(self, what: str) -> float:
         """Note and return the seconds since the last lap."""
         now = time.perf_counter()
         seconds, self.since = now - self.since, now
-        self.rows.append({"part": what, "seconds": seconds})
+        self.rows.append({"part": what, "seconds": seconds, **(self.meter.row() if self.meter else {})})
         return seconds
 
 

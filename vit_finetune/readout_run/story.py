@@ -44,6 +44,7 @@ from vit_finetune.readout_run.planning import ReadoutPlan
 from vit_finetune.readout_run.tables import feature_tables
 from vit_finetune.report import report_at_end
 from vit_finetune.training import RunConsole, check_run_folder, end_run, on_main, set_threads, start_accelerator
+from vit_finetune.training.energy import EnergyMeter
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.readout import Trial, best_of, search_readout
 from vit_finetune.weights import from_pretrained
@@ -72,6 +73,7 @@ def run_readout(
     """
     run_dir, clock = Path(config.run.dir), Clock()
     accelerator, console = _processes(config)
+    clock.meter = EnergyMeter(accelerator.device)
     values = config.model_dump(mode="json")
     resuming = on_main(accelerator, lambda: check_run_folder(run_dir, values, resume=resume, overwrite=overwrite))
     splits = data or open_splits(config.data, seed=config.run.seed)

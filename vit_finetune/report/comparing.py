@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from vit_finetune.common.errors import RequestError
 from vit_finetune.common.layout import MANIFEST
 from vit_finetune.evaluation.intervals import mcnemar, paired_difference
-from vit_finetune.report.measured import Figure, figures_of
-from vit_finetune.report.run_folder import PREDICTIONS, RunFolder, read_run
-from vit_finetune.report.scored import Scored, read_scored
+from vit_finetune.report.measured import Figure
+from vit_finetune.report.run_folder import RunFolder, read_run
+from vit_finetune.report.sides import Change, SeveralClasses, Side, open_sides
 
 _WHERE = ("run.dir", "run.check", "run.report")  # says where and how a run is told, not what it is
 
@@ -36,7 +36,7 @@ class Compared:
         num_samples: those pictures.
         split: that they are of.
         num_common: pictures that all runs scored.
-        accuracy: on those.
+        accuracy: on those; of several classes a picture the share with exactly their classes.
     """
 
     name: str
@@ -55,13 +55,14 @@ class Difference:
     Attributes:
         name: of the run.
         baseline: of the first.
-        only_baseline: pictures that the first alone has right.
+        only_baseline: pictures that the first alone has right: all of their classes, where they may have several.
         only_this: pictures that this run alone has right.
         difference: of the accuracies, this one minus the first.
         low: lower end of its 95 % interval.
         high: upper end.
         p_value: of McNemar's exact test.
-        classes: (class, difference of the recall, pictures) where it differs, the largest first.
+        classes: (class, difference of its figure, pictures) where it differs, the largest first.
+        figures: of several classes a picture, the differences of ranking and F1.
     """
 
     name: str
@@ -73,15 +74,21 @@ class Difference:
     high: float
     p_value: float
     classes: Sequence[tuple[str, float, int]]
+    figures: Sequence[Change] = ()
 
     @property
     def words(self) -> str:
-        """The difference in a sentence."""
-        points = f"{100 * abs(self.difference):.1f} points"
-        if self.p_value >= 0.05:
-            return f"{self.name} and {self.baseline} cannot be told apart on these pictures (p = {self.p_value:.2g})."
-        than = "better" if self.difference > 0 else "worse"
-        return f"{self.name} is {than} than {self.baseline} by {points} (p = {self.p_value:.2g})."
+        """The difference in a sentence: of several classes a picture the ranking's, else the accuracy's."""
+        change = next(iter(self.figures), None)
+        if change is None:
+            value, is_clear, why, what = self.difference, self.p_value < 0.05, f"p = {self.p_value:.2g}", ""
+        else:
+            value, is_clear, what = change.difference, not change.low <= 0 <= change.high, f" of {change.name}"
+            why = f"95 % interval {100 * change.low:+.1f} to {100 * change.high:+.1f} points{'' if is_clear else what}"
+        if not is_clear:
+            return f"{self.name} and {self.baseline} cannot be told apart on these pictures ({why})."
+        than = "better" if value > 0 else "worse"
+        return f"{self.name} is {than} than {self.baseline} by {100 * abs(value):.1f} points{what} ({why})."
 
 
 @dataclass(frozen=True)
@@ -93,17 +100,25 @@ class Comparison:
         differences: of each other run against the first.
         settings: (section.key, its value in each run) where they differ.
         num_common: pictures that all of them scored.
+        class_figure: what the classes of a difference are compared by.
     """
 
     runs: Sequence[Compared]
     differences: Sequence[Difference]
     settings: Sequence[tuple[str, Sequence[str]]]
     num_common: int
+    class_figure: str
+
+    @property
+    def is_multilabel(self) -> bool:
+        """Whether pictures have any number of classes."""
+        return self.class_figure == SeveralClasses.class_figure
 
     def to_mapping(self) -> dict[str, Any]:
         """Return everything as JSON values."""
         return {
             "num_common": self.num_common,
+            "class_figure": self.class_figure,
             "runs": [asdict(run) for run in self.runs],
             "differences": [asdict(difference) for difference in self.differences],
             "settings": [{"key": key, "values": list(values)} for key, values in self.settings],
@@ -111,7 +126,7 @@ class Comparison:
 
 
 def compare_runs(paths: Sequence[str | Path]) -> Comparison:
-    """Compare finished runs of one class a picture.
+    """Compare finished runs, all of one class a picture or all of several.
 
     Args:
         paths: folders of at least two runs; the first is the baseline.
@@ -120,82 +135,82 @@ def compare_runs(paths: Sequence[str | Path]) -> Comparison:
         Figures, paired differences and settings.
 
     Raises:
-        RequestError: a folder is no finished run with predictions, or they have no picture in common.
+        RequestError: a folder is no finished run with predictions, they have no picture in common, or not one kind of
+            classes.
     """
     if len(paths) < 2:
         raise RequestError(f"a comparison needs at least two runs; got {len(paths)}")
     runs = [read_run(path) for path in paths]
-    scored = [_scored(run) for run in runs]
-    names = _short_names(runs)
-    places = _common([_keys(run, part) for run, part in zip(runs, scored, strict=True)])
+    sides, names = open_sides(runs), _short_names(runs)
+    places = _common([_keys(side) for side in sides])
     if not len(places[0]):
         raise RequestError(
             f"{names[0]} and the others scored no picture in common; train them on the same data and splits"
         )
-    right = [part.correct[rows] for part, rows in zip(scored, places, strict=True)]
+    common = [side.at(rows) for side, rows in zip(sides, places, strict=True)]
     compared = [
         Compared(
             name=name,
-            path=str(run.path),
-            figures=figures_of(run, part),
-            num_samples=len(part),
-            split=run.split,
-            num_common=len(rows),
-            accuracy=float(hits.mean()),
+            path=str(side.run.path),
+            figures=side.figures,
+            num_samples=len(side.scored),
+            split=side.run.split,
+            num_common=len(shared.scored),
+            accuracy=float(shared.right.mean()),
         )
-        for name, run, part, rows, hits in zip(names, runs, scored, places, right, strict=True)
+        for name, side, shared in zip(names, sides, common, strict=True)
     ]
-    labels = np.array(scored[0].class_names, dtype=object)[scored[0].labels[places[0]]]
     differences = [
-        _difference(name, names[0], hits, right[0], labels) for name, hits in zip(names[1:], right[1:], strict=True)
+        _difference(name, names[0], side, common[0]) for name, side in zip(names[1:], common[1:], strict=True)
     ]
-    return Comparison(compared, differences, settings_that_differ([run.config for run in runs]), len(places[0]))
+    settings = settings_that_differ([run.config for run in runs])
+    return Comparison(compared, differences, settings, len(places[0]), sides[0].class_figure)
 
 
-def _scored(run: RunFolder) -> Scored:
-    """Return the predictions of a run."""
-    if run.is_multilabel:
-        raise RequestError(f"{run.path} is for several classes a picture; only runs of one class each are compared")
-    if not (run.is_done and (run.path / PREDICTIONS).is_file()):
-        raise RequestError(f"{run.path} has no {PREDICTIONS}; finish it, with a val or test split")
-    return read_scored(run.path / PREDICTIONS, run.class_names)
+_Key = tuple[str, tuple[str, ...], int]
 
 
-def _keys(run: RunFolder, scored: Scored) -> list[tuple[str, str, int]]:
-    """Return what each picture is known by: its bytes or name, its class, and which of equal ones it is."""
+def _keys(side: Side) -> list[_Key]:
+    """Return what each picture is known by: its bytes or name, its classes, and which of equal ones it is."""
+    run, scored = side.run, side.scored
     known: dict[int, str] = {}
     if (run.path / MANIFEST).is_file():
         table = pq.read_table(run.path / MANIFEST, columns=["split", "index", "sha256"]).to_pydict()
         columns = zip(table["split"], table["index"], table["sha256"], strict=True)
         known = {index: digest for split, index, digest in columns if split == run.split}
-    seen: dict[tuple[str, str], int] = {}
+    seen: dict[tuple[str, tuple[str, ...]], int] = {}
     keys = []
-    for index, path, label in zip(scored.indices.tolist(), scored.paths, scored.labels.tolist(), strict=True):
-        what = known.get(index) or str(path), scored.class_names[label]
+    for index, path, answer in zip(scored.indices.tolist(), scored.paths, side.answers, strict=True):
+        what = known.get(index) or str(path), answer
         seen[what] = seen.get(what, -1) + 1
         keys.append((*what, seen[what]))
     return keys
 
 
-def _common(keys: Sequence[Sequence[tuple[str, str, int]]]) -> list[NDArray[np.int64]]:
+def _common(keys: Sequence[Sequence[_Key]]) -> list[NDArray[np.int64]]:
     """Return for each run the rows of the pictures that all of them have, in one order."""
     rows = [{key: row for row, key in enumerate(of_run)} for of_run in keys]
     shared = [key for key in keys[0] if all(key in places for places in rows)]
     return [np.array([places[key] for key in shared], dtype=np.int64) for places in rows]
 
 
-def _difference(
-    name: str, baseline: str, hits: NDArray[np.bool_], first: NDArray[np.bool_], labels: NDArray[np.object_]
-) -> Difference:
-    """Return one run against the first one."""
-    only_first, only_this = int((first & ~hits).sum()), int((hits & ~first).sum())
+def _difference(name: str, baseline: str, side: Side, first: Side) -> Difference:
+    """Return one run against the first one, on the same pictures in one order."""
+    hits, theirs = side.right, first.right
+    only_first, only_this = int((theirs & ~hits).sum()), int((hits & ~theirs).sum())
     value, low, high = paired_difference(only_first, only_this, len(hits))
-    classes = []
-    for label in sorted(set(labels[hits != first])):
-        rows = labels == label
-        classes.append((str(label), float(hits[rows].mean() - first[rows].mean()), int(rows.sum())))
-    classes = sorted((row for row in classes if row[1]), key=lambda row: -abs(row[1]))
-    return Difference(name, baseline, only_first, only_this, value, low, high, mcnemar(only_first, only_this), classes)
+    return Difference(
+        name=name,
+        baseline=baseline,
+        only_baseline=only_first,
+        only_this=only_this,
+        difference=value,
+        low=low,
+        high=high,
+        p_value=mcnemar(only_first, only_this),
+        classes=sorted((row for row in side.classes_against(first) if row[1]), key=lambda row: -abs(row[1])),
+        figures=side.figures_against(first),
+    )
 
 
 def _short_names(runs: Sequence[RunFolder]) -> list[str]:

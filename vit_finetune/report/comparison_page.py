@@ -29,10 +29,16 @@ def comparison_lines(comparison: Comparison) -> list[str]:
         "",
         f"on the {comparison.num_common:,} pictures that all of them scored, against {comparison.runs[0].name}:",
     ]
+    what = "exact matches " if comparison.is_multilabel else ""
     for item in comparison.differences:
-        interval = f"{100 * item.difference:+.2f} points ({100 * item.low:+.2f} to {100 * item.high:+.2f})"
+        interval = f"{what}{100 * item.difference:+.2f} points ({100 * item.low:+.2f} to {100 * item.high:+.2f})"
         alone = f"right alone {item.only_this:,} against {item.only_baseline:,}"
         lines.append(f"{printable(item.name):<{width}}  {interval}, {alone}, McNemar p {item.p_value:.3g}")
+        lines += [
+            f"{'':<{width}}  {change.name} {100 * change.difference:+.2f} points "
+            f"({100 * change.low:+.2f} to {100 * change.high:+.2f})"
+            for change in item.figures
+        ]
     if comparison.settings:
         key_width = max(len(key) for key, _ in comparison.settings)
         lines += ["", "configured otherwise:"]

@@ -39,6 +39,8 @@ class Cost:
         data_wait: the share of the time that steps waited for pictures.
         peak_memory_bytes: the most that was held; of the GPU where the run had one.
         parts: (what, seconds) where the run has parts instead of steps.
+        energy: (of what, joules) as far as counters told it.
+        no_energy: (of what, why it is not known).
     """
 
     seconds: float | None
@@ -46,6 +48,8 @@ class Cost:
     data_wait: float | None
     peak_memory_bytes: int | None
     parts: Sequence[tuple[str, float]]
+    energy: Sequence[tuple[str, float]]
+    no_energy: Sequence[tuple[str, str]]
 
 
 def curves_of(run: RunFolder) -> list[Curve]:
@@ -137,8 +141,9 @@ def cost_of(run: RunFolder) -> Cost:
         parts = [(f"rung {name}", float(value)) for name, value in took.items()]
     steps = [row for row in run.timings if "step" in row and "seconds" in row]
     total = sum(value for _, value in parts) if parts else None
+    energy, no_energy = _energy_of(run)
     if not steps:
-        return Cost(total, None, None, None, parts)
+        return Cost(total, None, None, None, parts, energy, no_energy)
     spent = sum(row["seconds"] for row in steps)
     peaks = [row["peak_memory_bytes"] for row in steps if row.get("peak_memory_bytes")]
     return Cost(
@@ -147,4 +152,18 @@ def cost_of(run: RunFolder) -> Cost:
         data_wait=sum(row["data_wait_seconds"] for row in steps) / spent if spent else None,
         peak_memory_bytes=max(peaks, default=None),
         parts=parts,
+        energy=energy,
+        no_energy=no_energy,
     )
+
+
+def _energy_of(run: RunFolder) -> tuple[list[tuple[str, float]], list[tuple[str, str]]]:
+    """Return the joules of what has a counter, and why the others have none; under a budget of the rung that won."""
+    known, unknown = [], []
+    where = f" (rung {run.metrics['best_rung']})" if "best_rung" in run.metrics else ""
+    for key, name in (("processors_joules", "processors"), ("gpu_joules", "GPU")):
+        joules = [row[key] for row in run.timings if key in row]
+        reason = next((row[f"no_{key}"] for row in run.timings if f"no_{key}" in row), None)
+        known += [(name + where, float(sum(joules)))] if joules else []
+        unknown += [(name, str(reason))] if reason is not None else []
+    return known, unknown

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vit_finetune.evaluation.bootstrap import macro_f1_interval, multilabel_f1_intervals
+from vit_finetune.evaluation.bootstrap import macro_f1_interval, multilabel_draws, percentile_interval
 from vit_finetune.evaluation.intervals import wilson_interval
 from vit_finetune.report.run_folder import RunFolder
 from vit_finetune.report.scored import Scored, ScoredSets
@@ -115,16 +115,18 @@ def multilabel_figures(run: RunFolder, scored: ScoredSets | None) -> list[Figure
     total = int(run.metrics.get("num_samples", 0))
     if not total:
         return []
-    macro, micro = (None, None)
-    if scored is not None:
-        macro, micro = multilabel_f1_intervals(scored.probabilities >= thresholds_of(run), scored.labels)
-    found: list[tuple[str, tuple[float, float] | None, str]] = [
-        ("mean_average_precision", None, ""),
-        ("macro_f1", macro, "bootstrap over pictures"),
-        ("micro_f1", micro, "bootstrap over pictures"),
-        ("accuracy", wilson_interval(round(run.figures["accuracy"] * total), total), "Wilson"),
+    intervals: dict[str, tuple[float, float]] = {}
+    if scored is not None and scored.labels.any():
+        draws = multilabel_draws(scored.probabilities, scored.probabilities >= thresholds_of(run), scored.labels)
+        intervals = {key: percentile_interval(figures) for key, figures in draws.items()}
+    exact = wilson_interval(round(run.figures["accuracy"] * total), total)
+    return [
+        *(
+            _figure(key, run.figures[key], intervals.get(key), "bootstrap over pictures")
+            for key in ("mean_average_precision", "macro_f1", "micro_f1")
+        ),
+        _figure("accuracy", run.figures["accuracy"], exact, "Wilson"),
     ]
-    return [_figure(key, run.figures[key], interval, method) for key, interval, method in found]
 
 
 def _figure(key: str, value: float, interval: tuple[float, float] | None, method: str) -> Figure:

@@ -15,7 +15,7 @@ from vit_finetune.report.confusion import confusion_of
 from vit_finetune.report.curves import cost_of, curves_of
 from vit_finetune.report.data_card import DataCard, read_card
 from vit_finetune.report.gallery import choose, gallery_of
-from vit_finetune.report.labels import label_curves
+from vit_finetune.report.labels import choose_of_labels, label_curves, label_gallery
 from vit_finetune.report.measured import ClassRow, class_rows, figures_of, multilabel_figures, multilabel_rows
 from vit_finetune.report.pictures import open_pictures
 from vit_finetune.report.provenance import (
@@ -81,7 +81,8 @@ def page_of(run: RunFolder, *, splits: Splits | None, root: Path | None, attenti
         attention: draw what the model looked at.
     """
     card = read_card(run)
-    values = _several_classes(run, card) if run.is_multilabel else _one_class(run, card, splits, root, attention)
+    told_of = _several_classes if run.is_multilabel else _one_class
+    values = told_of(run, card, splits, root, attention)
     rows = values["rows"]
     verdict = verdict_of(run, values["figures"], rows, card=card, calibration=values["calibration"])
     shown = _worst_first(rows, run)[:_MOST_CLASSES] if len(rows) > _MOST_CLASSES else rows
@@ -126,16 +127,24 @@ def _one_class(
     }
 
 
-def _several_classes(run: RunFolder, card: DataCard | None) -> dict[str, Any]:
-    """Return what is told of several classes a picture."""
+def _several_classes(
+    run: RunFolder, card: DataCard | None, splits: Splits | None, root: Path | None, attention: bool
+) -> dict[str, Any]:
+    """Return what is told of several classes a picture; less where the predictions are gone."""
     path = run.path / PREDICTIONS
     scored = read_scored_sets(path, run.class_names) if path.is_file() else None
-    return {
-        **dict.fromkeys(("confusion", "gallery", "calibration")),
+    told: dict[str, Any] = {
+        **dict.fromkeys(("confusion", "gallery", "calibration", "labels")),
         "figures": multilabel_figures(run, scored),
         "rows": multilabel_rows(run, scored, num_train=_num_train(card, run)),
-        "labels": None if scored is None else label_curves(run, scored),
     }
+    if scored is None:
+        return told
+    choices = choose_of_labels(run, scored)
+    places = [int(scored.indices[row]) for choice in choices for row in choice.rows]
+    pictures = open_pictures(run, places, splits=splits, root=root)
+    gallery = label_gallery(scored, choices, pictures, Looking(run, is_wanted=attention))
+    return {**told, "labels": label_curves(run, scored), "gallery": gallery}
 
 
 def _num_train(card: DataCard | None, run: RunFolder) -> Sequence[int] | None:

@@ -6,8 +6,9 @@ Of one class a picture only a few numbers are kept for each, so 100,000 pictures
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -78,6 +79,21 @@ class ScoredSets:
     def __len__(self) -> int:
         """Return the number of pictures."""
         return len(self.labels)
+
+
+S = TypeVar("S", bound=Scored | ScoredSets)
+
+
+def at_rows(scored: S, rows: NDArray[np.int64]) -> S:
+    """Return some of the pictures.
+
+    Args:
+        scored: all of them.
+        rows: those that are wanted, in the order wanted.
+    """
+    columns = {item.name: getattr(scored, item.name) for item in fields(scored)}
+    kept: dict[str, Any] = {name: value[rows] for name, value in columns.items() if isinstance(value, np.ndarray)}
+    return replace(scored, **kept)
 
 
 def read_scored(path: Path, class_names: Sequence[str], *, temperature: float | None = None) -> Scored:

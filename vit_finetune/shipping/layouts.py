@@ -13,7 +13,9 @@ from pathlib import Path
 from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable, RequestError
+from vit_finetune.common.files import write_json
 from vit_finetune.export import export_model_folder
+from vit_finetune.models import NetworkConfig
 from vit_finetune.shipping.finished import Finished
 from vit_finetune.weights import convert_checkpoint
 from vit_finetune.weights.formats import FORMATS
@@ -38,11 +40,11 @@ def write_transformers(finished: Finished, folder: Path) -> tuple[str, ...]:
     with tempfile.TemporaryDirectory() as place:
         source = _plain_folder(finished, Path(place))
         reasons: dict[str, str] = {}
-        for name in _candidates():
+        for name in _candidates(finished.backbone.config):
             try:
                 report = convert_checkpoint(source, Path(place) / name, to=name)
             except RequestError as error:
-                reasons[name] = str(error).splitlines()[0]
+                reasons[name] = str(error).splitlines()[0].removeprefix(f"{source}: ")
                 continue
             (built,) = read_json(Path(place) / name / "config.json").get("architectures") or [""]
             if not built.endswith("ForImageClassification"):
@@ -51,11 +53,14 @@ def write_transformers(finished: Finished, folder: Path) -> tuple[str, ...]:
             for path in (Path(place) / name).iterdir():
                 shutil.copyfile(path, folder / path.name)
             (folder / _REPORT).unlink(missing_ok=True)
+            if finished.thresholds is not None:  # its pipelines then give each class a probability of its own
+                told = read_json(folder / "config.json") | {"problem_type": "multi_label_classification"}
+                write_json(folder / "config.json", told)
             return (f"transformers' native layout {name}", *report.notes, *_differences(finished))
-    told = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+    problems = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
     raise NotRepresentable(
         "no native class of transformers computes what this network computes; take --to timm, whose folder "
-        f"transformers opens as it is through its timm wrapper ({told})"
+        f"transformers opens as it is through its timm wrapper ({problems})"
     )
 
 
@@ -93,11 +98,14 @@ def _plain_folder(finished: Finished, place: Path) -> Path:
     )
 
 
-def _candidates() -> list[str]:
-    """Return the formats of transformers that might hold a classifier, the plainest first."""
-    first = ("hf_vit", "hf_deit", "hf_dinov2")
-    others = [name for name, layout in FORMATS.items() if layout.library == "transformers" and name not in first]
-    return [*first, *others]
+def _candidates(config: NetworkConfig) -> list[str]:
+    """Return the formats of transformers that might hold a classifier, the plainest first that loses no option."""
+    plain, scaled = ("hf_vit", "hf_deit"), ("hf_dinov2", "hf_dinov2_with_registers")
+    # The others hold a network with LayerScale too, but only folded into other layers, which then train otherwise.
+    first = (*scaled, *plain) if getattr(config, "init_values", None) else (*plain, *scaled)
+    theirs = {name: layout for name, layout in FORMATS.items() if layout.library == "transformers"}
+    fitting = [name for name, layout in theirs.items() if type(config) in layout.families]
+    return sorted(fitting, key=lambda name: first.index(name) if name in first else len(first))
 
 
 def _differences(finished: Finished) -> tuple[str, ...]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
 
 from vit_finetune.common.machine import peak_memory_bytes
 from vit_finetune.training.console import StepProgress
+from vit_finetune.training.energy import EnergyMeter
 from vit_finetune.training.journal import Journal
 from vit_finetune.training.plan import TrainPlan
 
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-@dataclass(frozen=True)
+@dataclass
 class StepReport:
-    """Writes the rows of training steps.
+    """Writes the rows of training steps; a row's energy is what was used since the row before.
 
     Attributes:
         plan: of the run.
@@ -34,6 +35,10 @@ class StepReport:
     metrics: Journal
     timing: Journal
     every: int
+    _meter: EnergyMeter = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._meter = EnergyMeter(self.accelerator.device)
 
     def tell(
         self, bar: StepProgress, step: int, *, loss: float, grad_norm: float, waited: float, seconds: float
@@ -66,5 +71,5 @@ class StepReport:
         is_cuda = self.accelerator.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated() if is_cuda else peak_memory_bytes()
         timing = {"seconds": seconds, "images_per_second": rate, "data_wait_seconds": waited, "peak_memory_bytes": peak}
-        self.timing.write({"step": step, **timing})
+        self.timing.write({"step": step, **timing, **self._meter.row()})
         self.accelerator.log({f"train/{key}": row[key] for key in ("loss", "lr")}, step=step)

@@ -41,7 +41,11 @@ def plan_to_timm(tensors: Mapping[str, Lazy], layout: Format, known: Mapping[str
     ours, notes = plan.tensors, []
     for rewrite in layout.rewrites:
         before, ours = ours, rewrite.read(ours, fields)
-        if rewrite.changes(before, ours):
+        if rewrite.aside and (gone := before.keys() - ours.keys()):
+            sources = {source: tensors[source] for name in gone for source in before[name].sources}
+            plan.aside.update(sources)
+            plan.dropped.update(dict.fromkeys(sources, rewrite.aside))
+        elif rewrite.changes(before, ours):
             notes.append(rewrite.words)
     return replace(plan, tensors=ours, notes=tuple(notes))
 

@@ -30,11 +30,14 @@ class Rewrite:
         words: what it does, for the report.
         read: from what the rules gave, and the fields known, to ours.
         write: from ours, and the network, to what the rules take.
+        aside: why that which `read` takes away has no place in ours and is kept for the way back; empty where it takes
+            nothing away for good.
     """
 
     words: str
     read: Callable[[Tensors, Mapping[str, Any]], dict[str, Lazy]]
     write: Callable[[Tensors, Any], dict[str, Lazy]]
+    aside: str = ""
 
     def changes(self, before: Tensors, after: Tensors) -> bool:
         """Say whether there was anything to do."""

@@ -6,8 +6,8 @@ import torch
 from formats_helpers import Case, Saved, randomize
 
 
-def saved(class_name, *, in_memory=False, **options):
-    """Return a function that makes a DINOv2 of transformers and saves it."""
+def saved(class_name, *, in_memory=False, of_the_token=False, **options):
+    """Return a function that makes a DINOv2 of transformers and saves it; its head may read the class token alone."""
 
     def build(folder):
         import transformers
@@ -22,6 +22,8 @@ def saved(class_name, *, in_memory=False, **options):
             **options,
         )
         model = randomize(getattr(transformers, class_name)(config))
+        if of_the_token:
+            torch.nn.init.zeros_(model.classifier.weight[:, 32:])
         model.save_pretrained(folder)
         if in_memory:
             (folder / "model.safetensors").unlink()
@@ -36,6 +38,11 @@ def tokens(model, images):
     return getattr(model, "dinov2", model)(images).last_hidden_state
 
 
+def logits(model, images):
+    """Run a classifier."""
+    return model(images).logits
+
+
 CASES = [
     Case(name="hf_dinov2", format="hf_dinov2", build=saved("Dinov2Model"), forward=tokens, compare="tokens"),
     Case(
@@ -44,6 +51,12 @@ CASES = [
         build=saved("Dinov2ForImageClassification", num_labels=3),
         forward=tokens,
         compare="tokens",
+    ),
+    Case(
+        name="hf_dinov2 classifier of the class token",
+        format="hf_dinov2",
+        build=saved("Dinov2ForImageClassification", num_labels=3, of_the_token=True),
+        forward=logits,
     ),
     Case(
         name="hf_dinov2 gated",

@@ -1,14 +1,18 @@
 """DINOv2 as transformers writes it (`Dinov2Model` and its kin, names on disk, and in memory).
 
 Source: transformers 5 `models/dinov2/modeling_dinov2.py`. Verified against the library in both directions, bitwise.
-`Dinov2ForImageClassification` applies its classifier to the class token joined with the mean patch, twice our width:
-the backbone converts, that head has no counterpart.
+`Dinov2ForImageClassification` applies its classifier to the class token joined with the mean patch, twice our width. A
+head on the class token is such a classifier with a mean half of zeros, in both directions; a classifier with another
+mean half has no counterpart here, and only its backbone converts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vit_finetune.models.vit_config import ViTConfig
 from vit_finetune.weights.formats.hf import (
@@ -20,6 +24,8 @@ from vit_finetune.weights.formats.hf import (
     fields_from,
     reference,
 )
+from vit_finetune.weights.lazy import Lazy, combine
+from vit_finetune.weights.rewrites import Rewrite
 from vit_finetune.weights.rules import Constant, Format, Rule
 
 
@@ -36,8 +42,10 @@ def gated_width(config: ViTConfig) -> int:
     return (int(config.embed_dim * 4 * 2 / 3) + 7) // 8 * 8
 
 
-def check_width(config: ViTConfig) -> str:
-    """Say why a network can't be written: the family's configuration holds whole ratios and no other gated width."""
+def check_sizes(config: ViTConfig) -> str:
+    """Say why a network can't be written: the family is for squares, whole ratios and one gated width."""
+    if config.img_size[0] != config.img_size[1]:
+        return f"img_size={config.img_size} (it takes the positions of other pictures than squares for a square grid)"
     hidden = int(config.embed_dim * config.mlp_ratio)
     if _is_gated(config):
         if config.act_layer != "silu":
@@ -52,8 +60,15 @@ def dinov2_fields_from(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields_from(config) | ({"act_layer": "silu"} if config.get("use_swiglu_ffn") else {})
 
 
-def dinov2_config_of(config: ViTConfig, *, model_type: str, architecture: str) -> dict[str, Any]:
-    """Return the family's configuration of a network."""
+def dinov2_config_of(config: ViTConfig, *, model_type: str, family: str) -> dict[str, Any]:
+    """Return the family's configuration of a network.
+
+    Args:
+        config: the network.
+        model_type: transformers' key of the family.
+        family: how its classes' names begin.
+    """
+    architecture = f"{family}ForImageClassification" if config.num_classes else f"{family}Model"
     values = config_of(config, model_type=model_type, architecture=architecture)
     del values["intermediate_size"]
     return values | {
@@ -90,7 +105,40 @@ UNIT_LAYER_SCALE = tuple(
     Constant(name=f"{LAYER}.layer_scale{k}.lambda1", like="blocks.{i}.norm1.weight", value=1.0) for k in (1, 2)
 )
 MASK_TOKEN = Constant(name="embeddings.mask_token", like="cls_token", shape=lambda shape: (1, shape[-1]))
+
 WIDE_CLASSIFIER = "a head on class token and mean patch together, which has no counterpart here"
+
+
+def _on_the_class_token(tensors: Mapping[str, Lazy], fields: Mapping[str, Any]) -> dict[str, Lazy]:
+    """Take off the classifier's mean half where it is zero; the whole classifier where it is not."""
+    del fields
+    if not {"head.weight", "cls_token"} <= tensors.keys():
+        return dict(tensors)
+    weight, width = tensors["head.weight"], tensors["cls_token"].shape[-1]
+    if weight.shape[1:] == (2 * width,) and not weight.compute()[:, width:].count_nonzero():
+        return {**tensors, "head.weight": combine(lambda value: value[:, :width], [weight], "mean half taken off")}
+    return {name: value for name, value in tensors.items() if not name.startswith("head.")}
+
+
+def _beside_the_mean(tensors: Mapping[str, Lazy], config: ViTConfig) -> dict[str, Lazy]:
+    del config
+    if "head.weight" not in tensors:
+        return dict(tensors)
+    weight = combine(_with_zeros, [tensors["head.weight"]], "zeros for the mean of patches put behind")
+    return {**tensors, "head.weight": weight}
+
+
+def _with_zeros(weight: Tensor) -> Tensor:
+    return torch.cat([weight, torch.zeros_like(weight)], dim=1)
+
+
+CLASSIFIER = Rewrite(
+    words="the classifier's half for the mean of patches is zero: it is a head on the class token",
+    read=_on_the_class_token,
+    write=_beside_the_mean,
+    aside=WIDE_CLASSIFIER,
+)
+HEAD_RULE = Rule("/classifier.{kind}", "head.{kind}")
 
 HF_DINOV2 = Format(
     name="hf_dinov2",
@@ -98,6 +146,7 @@ HF_DINOV2 = Format(
     present=("embeddings.patch_embeddings.projection.weight", "layer_scale1.lambda1"),
     absent=(".register_tokens",),
     prefixes=("dinov2.", "backbone."),
+    prefix=lambda config: "dinov2." if config.num_classes else "",
     aliases=BLOCK_ALIASES,
     rules=(
         Rule("embeddings.cls_token", "cls_token"),
@@ -105,10 +154,11 @@ HF_DINOV2 = Format(
         PATCH_RULE,
         *BLOCK_RULES,
         Rule("layernorm.{kind}", "norm.{kind}"),
+        HEAD_RULE,
     ),
+    rewrites=(CLASSIFIER,),
     theirs_only=(MASK_TOKEN, *UNIT_LAYER_SCALE),
-    aside={"embeddings.mask_token": "used in pre-training only", "/classifier.{kind}": WIDE_CLASSIFIER},
-    unplaced={"head.{kind}": "its classifier takes class token and mean patch together; leave the head out"},
+    aside={"embeddings.mask_token": "used in pre-training only"},
     holds={
         "norm_eps": (),
         "act_layer": (),
@@ -116,9 +166,9 @@ HF_DINOV2 = Format(
         "init_values": (),
         "mlp_layer": ("mlp", "swiglu_packed"),
     },
-    check=check_width,
+    check=check_sizes,
     config_from=dinov2_fields_from,
-    config_to=lambda config: dinov2_config_of(config, model_type="dinov2", architecture="Dinov2Model"),
+    config_to=lambda config: dinov2_config_of(config, model_type="dinov2", family="Dinov2"),
     reference=reference,
     pos_embed="hf",
 )

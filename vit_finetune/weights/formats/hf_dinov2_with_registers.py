@@ -17,10 +17,11 @@ from vit_finetune.weights.formats.hf import PATCH_RULE, reference
 from vit_finetune.weights.formats.hf_dinov2 import (
     BLOCK_ALIASES,
     BLOCK_RULES,
+    CLASSIFIER,
+    HEAD_RULE,
     MASK_TOKEN,
     UNIT_LAYER_SCALE,
-    WIDE_CLASSIFIER,
-    check_width,
+    check_sizes,
     dinov2_config_of,
     dinov2_fields_from,
 )
@@ -29,11 +30,11 @@ from vit_finetune.weights.rules import Format, Rule
 
 
 def _check(config: ViTConfig) -> str:
-    return check_width(config) if config.reg_tokens else "no register tokens (hf_dinov2 holds it)"
+    return check_sizes(config) if config.reg_tokens else "no register tokens (hf_dinov2 holds it)"
 
 
 def _config_to(config: ViTConfig) -> dict[str, Any]:
-    values = dinov2_config_of(config, model_type="dinov2_with_registers", architecture="Dinov2WithRegistersModel")
+    values = dinov2_config_of(config, model_type="dinov2_with_registers", family="Dinov2WithRegisters")
     return {**values, "num_register_tokens": config.reg_tokens}
 
 
@@ -47,6 +48,7 @@ HF_DINOV2_WITH_REGISTERS = Format(
         "embeddings.register_tokens",
     ),
     prefixes=("dinov2_with_registers.", "backbone."),
+    prefix=lambda config: "dinov2_with_registers." if config.num_classes else "",
     aliases=BLOCK_ALIASES,
     rules=(
         Rule("embeddings.cls_token", "cls_token"),
@@ -55,11 +57,11 @@ HF_DINOV2_WITH_REGISTERS = Format(
         PATCH_RULE,
         *BLOCK_RULES,
         Rule("layernorm.{kind}", "norm.{kind}"),
+        HEAD_RULE,
     ),
-    rewrites=(CLASS_POSITION,),
+    rewrites=(CLASS_POSITION, CLASSIFIER),
     theirs_only=(MASK_TOKEN, *UNIT_LAYER_SCALE),
-    aside={"embeddings.mask_token": "used in pre-training only", "/classifier.{kind}": WIDE_CLASSIFIER},
-    unplaced={"head.{kind}": "its classifier takes class token and mean patch together; leave the head out"},
+    aside={"embeddings.mask_token": "used in pre-training only"},
     holds={
         "norm_eps": (),
         "act_layer": (),
