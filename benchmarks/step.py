@@ -3,8 +3,9 @@
 Each network has random weights of the same shape, plain AdamW (fused, as each library's trainer uses it on this
 device), cross-entropy, and no dropout. Contenders take turns within one process, so that a busy machine slows all of
 them alike; the figure is the median of the ratios. The rate of the arithmetic (operations of timm's network, counted by
-torch) is held against the machine's matrix products, which take their turns too. Peak memory is that of a process of
-its own, above what it holds after its imports.
+torch) is held against the machine's matrix products, which take their turns too. Ours takes part as recipes train it by
+default, with all activations kept, and with blocks recomputed. Peak memory is that of a process of its own, above what
+it holds after its imports; its ratio is to the full step of the peer that takes least.
 
 Run: python benchmarks/step.py [--case small:224:16 ...] [--mode full|last_n|linear_probe|lora] [--output step.json]
 """
@@ -29,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vit_finetune import create_model
 from vit_finetune.common.files import write_json
+from vit_finetune.config.training import TrainConfig
 from vit_finetune.tuning import add_lora, apply_tuning
 
 NAMES = {
@@ -56,12 +58,13 @@ class Case(NamedTuple):
         return torch.randn(self.batch, 3, self.img_size, self.img_size)
 
 
-def ours(case: Case) -> nn.Module:
-    """Build ours."""
+def ours(case: Case, *, grad_checkpointing: Any = TrainConfig.model_fields["grad_checkpointing"].default) -> nn.Module:
+    """Build ours, recomputing what recipes let it."""
     model = create_model(NAMES[case.size], img_size=case.img_size, num_classes=NUM_CLASSES)
     if case.mode == "lora":
         add_lora(model)
     apply_tuning(model, case.mode, **MODES[case.mode])
+    model.set_grad_checkpointing(grad_checkpointing)
     return model
 
 
@@ -99,7 +102,13 @@ def transformers_own(case: Case) -> nn.Module:
     return ViTForImageClassification(ViTConfig(intermediate_size=4 * width, **shape))
 
 
-BUILDERS: Mapping[str, Callable[[Case], nn.Module]] = {"ours": ours, "timm": timms, "transformers": transformers_own}
+PEERS: Mapping[str, Callable[[Case], nn.Module]] = {"timm": timms, "transformers": transformers_own}
+BUILDERS: Mapping[str, Callable[[Case], nn.Module]] = {
+    "ours": ours,
+    "ours, all kept": partial(ours, grad_checkpointing=False),
+    "ours, blocks": partial(ours, grad_checkpointing="blocks"),
+    **PEERS,
+}
 
 
 class Contender:
@@ -177,7 +186,7 @@ def products(case: Case) -> tuple[Callable[[], None], int]:
 
 def libraries_of(case: Case) -> list[str]:
     """Return who takes part."""
-    return list(BUILDERS) if case.mode == "full" else ["ours", "timm"]
+    return [library for library in BUILDERS if case.mode == "full" or library != "transformers"]
 
 
 def measure(case: Case, rounds: int) -> dict[str, Any]:
@@ -185,7 +194,7 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     contenders = {library: Contender(library, case) for library in libraries_of(case)}
     work, count = products(case)
     turns: dict[str, Callable[[], None]] = {f"{name} step": one.step for name, one in contenders.items()}
-    turns |= {f"{name} inference": one.infer for name, one in contenders.items()}
+    turns |= {f"{name} inference": one.infer for name, one in contenders.items() if "," not in name}
     turns["products"] = work
     for turn in turns.values():
         turn()
@@ -196,10 +205,10 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     median = {name: statistics.median(values) for name, values in times.items()}
     peak = count / median["products"]
     operations = {"step": flops(contenders["timm"].backward), "inference": flops(contenders["timm"].infer)}
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for name, seconds in median.items():
-        library, _, kind = name.partition(" ")
-        if kind:
+        library, _, kind = name.rpartition(" ")
+        if library:
             rate = operations[kind] / seconds
             rows[name] = {
                 "seconds": seconds,
@@ -210,9 +219,16 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
                     theirs / mine for theirs, mine in zip(times[f"timm {kind}"], times[name], strict=True)
                 ),
             }
-            if kind == "step":
-                rows[name]["peak_mb"] = memory(library, case) / 2**20
+    for library, found in peaks(case).items():
+        rows[f"{library} step"] |= found
     return {"case": case._asdict(), "peak_gflops": peak / 1e9, "rows": rows}
+
+
+def peaks(case: Case) -> dict[str, dict[str, float]]:
+    """Return what each takes for a step, in MB and as a share of the leanest peer's full step."""
+    found = {library: memory(library, case) for library in libraries_of(case)}
+    full = [found[peer] if case.mode == "full" else memory(peer, case._replace(mode="full")) for peer in PEERS]
+    return {library: {"peak_mb": taken / 2**20, "peak_of_full": taken / min(full)} for library, taken in found.items()}
 
 
 def memory(library: str, case: Case) -> int:
@@ -246,7 +262,7 @@ def told(result: Mapping[str, Any]) -> list[str]:
         f"{result['peak_gflops']:.0f} GFLOP/s"
     ]
     for name, row in result["rows"].items():
-        memory_told = f"  {row['peak_mb']:6.0f} MB" if "peak_mb" in row else ""
+        memory_told = f"  {row['peak_mb']:6.0f} MB ({row['peak_of_full']:.2f})" if "peak_mb" in row else ""
         lines.append(
             f"  {name:<24} {row['images_per_second']:8.1f} images/s  {row['gflops']:6.0f} GFLOP/s "
             f"({row['of_peak']:4.0%})  {row['speed_over_timm']:.2f} x timm{memory_told}"

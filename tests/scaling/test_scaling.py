@@ -14,7 +14,7 @@ from training_helpers import adamw, pictures, tiny_vit
 
 from vit_finetune.config import Config
 from vit_finetune.scaling import Footprint, even_world_sizes, footprint, scale_plan, share_of
-from vit_finetune.scaling.planning import Growth, network_on_paper
+from vit_finetune.scaling.planning import Growth, growth_of, network_on_paper
 from vit_finetune.tuning import add_lora, apply_tuning
 
 HELD = Footprint(
@@ -169,6 +169,28 @@ def test_network_on_paper__follows_the_recipe() -> None:
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"head.weight": (7, 192), "head.bias": (7,)}
     assert model.grad_checkpointing == config.train.grad_checkpointing == "elementwise"
+
+
+@pytest.mark.parametrize("size", [3, 150])
+def test_growth_of__is_what_is_counted(size: int) -> None:
+    """With LayerScale, which goes into weights from 46 pictures of 17 tokens on, a line is what counting finds."""
+    config = Config.load(
+        {
+            "model": {
+                "name": "vit_tiny_patch16_224",
+                "pretrained": None,
+                "img_size": 64,
+                "overrides": {"depth": 2, "init_values": 1e-5},
+            },
+            "data": {"root": "x"},
+            "train": {"steps": 1},
+        }
+    )
+    model = network_on_paper(config, 7)
+    blocks, image_size = list(model.blocks), (3, 64, 64)
+    exact = footprint(model, blocks=blocks, optimizer_of=adamw, image_size=image_size, micro_batch=size)
+    found = growth_of(config, num_classes=7, mixed_precision="no").at(size)
+    assert found.peak == pytest.approx(exact.peak, rel=1e-3)
 
 
 def test_plan__command() -> None:
