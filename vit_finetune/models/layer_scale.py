@@ -47,14 +47,13 @@ def project(layer: nn.Module, x: Tensor, gamma: Tensor | None) -> Tensor:
     """
     if gamma is None:
         return layer(x)  # type: ignore[no-any-return]
-    if not _goes_into_weights(layer, x, gamma):
-        return layer(x) * gamma  # type: ignore[no-any-return]
-    weight = recomputed(_scaled_rows, layer.get_parameter("weight"), gamma)
-    bias = None if layer.bias is None else layer.bias * gamma
-    return functional.linear(x, weight, bias)
+    if isinstance(layer, nn.Linear) and _goes_into_weights(layer, x, gamma):
+        weight = recomputed(_scaled_rows, layer.weight, gamma)
+        return functional.linear(x, weight, None if layer.bias is None else layer.bias * gamma)
+    return layer(x) * gamma  # type: ignore[no-any-return]
 
 
-def _goes_into_weights(layer: nn.Module, x: Tensor, gamma: Tensor) -> bool:
+def _goes_into_weights(layer: nn.Linear, x: Tensor, gamma: Tensor) -> bool:
     """Say whether the factors are learned and cheaper in the weights; fp16 would not hold such small ones."""
     is_plain = type(layer) is nn.Linear and gamma.requires_grad and is_recomputing()
     return is_plain and x.shape[:-1].numel() > x.shape[-1] and product_dtype(x) != torch.float16

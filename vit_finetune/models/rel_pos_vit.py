@@ -164,7 +164,7 @@ class RelPosAttention(PlacedAttention):
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values [B, nh, N, hd] of tokens [B, N, D]."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        if self.q_bias is not None:
+        if self.q_bias is not None and self.v_bias is not None:
             q, v = recomputed(torch.add, q, self.q_bias), recomputed(torch.add, v, self.v_bias)
         return split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 

@@ -80,7 +80,7 @@ class RopeAttention(PlacedAttention):
         if self.qkv is None:
             return self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        if self.q_bias is not None:
+        if self.q_bias is not None and self.v_bias is not None:
             q, v = recomputed(torch.add, q, self.q_bias), recomputed(torch.add, v, self.v_bias)
         return q, k, v
 
