@@ -7,6 +7,9 @@ torch) is held against the machine's matrix products, which take their turns too
 default, with all activations kept, and with blocks recomputed. Peak memory is that of a process of its own, above what
 it holds after its imports; its ratio is to the full step of the peer that takes least.
 
+On a machine that others use, --clock cpu with one thread (OMP_NUM_THREADS=1) counts the processor's time instead of the
+wall's.
+
 Run: python benchmarks/step.py [--case small:224:16 ...] [--mode full|last_n|linear_probe|lora] [--output step.json]
 """
 
@@ -18,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -161,11 +164,11 @@ def flops(work: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def seconds_of(work: Callable[[], None]) -> float:
-    """Return the wall seconds of some work."""
-    started = time.perf_counter()
+def seconds_of(work: Callable[[], None], clock: Callable[[], float]) -> float:
+    """Return the seconds of some work."""
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def products(case: Case) -> tuple[Callable[[], None], int]:
@@ -184,14 +187,15 @@ def products(case: Case) -> tuple[Callable[[], None], int]:
     return work, repeats * 8 * tokens * width * width
 
 
-def libraries_of(case: Case) -> list[str]:
-    """Return who takes part."""
-    return [library for library in BUILDERS if case.mode == "full" or library != "transformers"]
+def libraries_of(case: Case, wanted: Collection[str]) -> list[str]:
+    """Return who takes part of those that are wanted; timm does, being what others are held against."""
+    able = [library for library in BUILDERS if case.mode == "full" or library != "transformers"]
+    return [library for library in able if library in wanted or library == "timm"]
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Time all contenders in turns, and their memory apart."""
-    contenders = {library: Contender(library, case) for library in libraries_of(case)}
+def measure(case: Case, wanted: Collection[str], rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """Time contenders in turns, beginning with another one in each round, and their memory apart."""
+    contenders = {library: Contender(library, case) for library in libraries_of(case, wanted)}
     work, count = products(case)
     turns: dict[str, Callable[[], None]] = {f"{name} step": one.step for name, one in contenders.items()}
     turns |= {f"{name} inference": one.infer for name, one in contenders.items() if "," not in name}
@@ -199,9 +203,11 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
     for turn in turns.values():
         turn()
     times: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(rounds):
-        for name, turn in turns.items():
-            times[name].append(seconds_of(turn))
+    names = list(turns)
+    for first in range(rounds):
+        for place in range(len(names)):
+            name = names[(first + place) % len(names)]
+            times[name].append(seconds_of(turns[name], clock))
     median = {name: statistics.median(values) for name, values in times.items()}
     peak = count / median["products"]
     operations = {"step": flops(contenders["timm"].backward), "inference": flops(contenders["timm"].infer)}
@@ -219,15 +225,16 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
                     theirs / mine for theirs, mine in zip(times[f"timm {kind}"], times[name], strict=True)
                 ),
             }
-    for library, found in peaks(case).items():
+    for library, found in peaks(case, list(contenders)).items():
         rows[f"{library} step"] |= found
     return {"case": case._asdict(), "peak_gflops": peak / 1e9, "rows": rows}
 
 
-def peaks(case: Case) -> dict[str, dict[str, float]]:
+def peaks(case: Case, libraries: Sequence[str]) -> dict[str, dict[str, float]]:
     """Return what each takes for a step, in MB and as a share of the leanest peer's full step."""
-    found = {library: memory(library, case) for library in libraries_of(case)}
-    full = [found[peer] if case.mode == "full" else memory(peer, case._replace(mode="full")) for peer in PEERS]
+    found = {library: memory(library, case) for library in libraries}
+    whole = found if case.mode == "full" else {}
+    full = [whole[peer] if peer in whole else memory(peer, case._replace(mode="full")) for peer in PEERS]
     return {library: {"peak_mb": taken / 2**20, "peak_of_full": taken / min(full)} for library, taken in found.items()}
 
 
@@ -284,16 +291,20 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", metavar="SIZE:PIXELS:BATCH")
     parser.add_argument("--mode", choices=list(MODES), default="full")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--library", nargs="+", choices=list(BUILDERS), default=list(BUILDERS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--output", type=Path, default=Path("step.json"))
     arguments = parser.parse_args()
     given = arguments.case or ["tiny:224:16", "small:98:32", "small:224:16", "base:224:4"]
     read = partial(case_of, mode=arguments.mode, precision=arguments.precision)
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     results = []
     for case in map(read, given):
-        results.append(measure(case, arguments.rounds))
+        results.append(measure(case, arguments.library, arguments.rounds, clock))
         print("\n".join(told(results[-1])), flush=True)
-    write_json(arguments.output, {"threads": torch.get_num_threads(), "torch": torch.__version__, "cases": results})
+    setting = {"threads": torch.get_num_threads(), "torch": torch.__version__, "clock": arguments.clock}
+    write_json(arguments.output, {**setting, "cases": results})
 
 
 if __name__ == "__main__":

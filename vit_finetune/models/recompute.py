@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
 from functools import partial
+from threading import local
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -62,24 +62,29 @@ def _unpack(kept: Any) -> Tensor:
     return made
 
 
-_RECORD: ContextVar[_Record | None] = ContextVar("record", default=None)
+class _Running(local):
+    """What this thread is in the middle of."""
+
+    record: _Record | None = None
+
+
+_RUNNING = _Running()
 
 
 @contextmanager
 def recomputing() -> Iterator[None]:
     """Let what `recomputed` returns inside be made again in the backward pass."""
-    record = _Record()
-    token = _RECORD.set(record)
+    before, _RUNNING.record = _RUNNING.record, _Record()
     try:
-        with torch.autograd.graph.saved_tensors_hooks(record.pack, _unpack):
+        with torch.autograd.graph.saved_tensors_hooks(_RUNNING.record.pack, _unpack):
             yield
     finally:
-        _RECORD.reset(token)
+        _RUNNING.record = before
 
 
 def is_recomputing() -> bool:
     """Say whether `recomputing` is on here."""
-    return not torch.compiler.is_compiling() and _RECORD.get() is not None
+    return not torch.compiler.is_compiling() and _RUNNING.record is not None
 
 
 def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
@@ -92,7 +97,7 @@ def recomputed(layer: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     Returns:
         What the layer gives; under autocast and `recomputing` as a product takes it, in 16 bits.
     """
-    record = None if torch.compiler.is_compiling() else _RECORD.get()
+    record = _RUNNING.record if is_recomputing() else None
     if record is None:
         return layer(*inputs)
     out = _for_product(layer(*inputs))
