@@ -3,8 +3,12 @@
 Each network has random weights of the same shape, plain AdamW (fused, as each library's trainer uses it on this
 device), cross-entropy, and no dropout. Contenders take turns within one process, so that a busy machine slows all of
 them alike; the figure is the median of the ratios. The rate of the arithmetic (operations of timm's network, counted by
-torch) is held against the machine's matrix products, which take their turns too. Peak memory is that of a process of
-its own, above what it holds after its imports.
+torch) is held against the machine's matrix products, which take their turns too. Ours takes part as recipes train it by
+default, with all activations kept, and with blocks recomputed. Peak memory is that of a process of its own, above what
+it holds after its imports; its ratio is to the full step of the peer that takes least.
+
+On a machine that others use, --clock cpu with one thread (OMP_NUM_THREADS=1) counts the processor's time instead of the
+wall's.
 
 Run: python benchmarks/step.py [--case small:224:16 ...] [--mode full|last_n|linear_probe|lora] [--output step.json]
 """
@@ -17,7 +21,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -29,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vit_finetune import create_model
 from vit_finetune.common.files import write_json
+from vit_finetune.config.training import TrainConfig
 from vit_finetune.tuning import add_lora, apply_tuning
 
 NAMES = {
@@ -56,12 +61,13 @@ class Case(NamedTuple):
         return torch.randn(self.batch, 3, self.img_size, self.img_size)
 
 
-def ours(case: Case) -> nn.Module:
-    """Build ours."""
+def ours(case: Case, *, grad_checkpointing: Any = TrainConfig.model_fields["grad_checkpointing"].default) -> nn.Module:
+    """Build ours, recomputing what recipes let it."""
     model = create_model(NAMES[case.size], img_size=case.img_size, num_classes=NUM_CLASSES)
     if case.mode == "lora":
         add_lora(model)
     apply_tuning(model, case.mode, **MODES[case.mode])
+    model.set_grad_checkpointing(grad_checkpointing)
     return model
 
 
@@ -99,7 +105,13 @@ def transformers_own(case: Case) -> nn.Module:
     return ViTForImageClassification(ViTConfig(intermediate_size=4 * width, **shape))
 
 
-BUILDERS: Mapping[str, Callable[[Case], nn.Module]] = {"ours": ours, "timm": timms, "transformers": transformers_own}
+PEERS: Mapping[str, Callable[[Case], nn.Module]] = {"timm": timms, "transformers": transformers_own}
+BUILDERS: Mapping[str, Callable[[Case], nn.Module]] = {
+    "ours": ours,
+    "ours, all kept": partial(ours, grad_checkpointing=False),
+    "ours, blocks": partial(ours, grad_checkpointing="blocks"),
+    **PEERS,
+}
 
 
 class Contender:
@@ -152,11 +164,11 @@ def flops(work: Callable[[], None]) -> int:
     return counter.get_total_flops()
 
 
-def seconds_of(work: Callable[[], None]) -> float:
-    """Return the wall seconds of some work."""
-    started = time.perf_counter()
+def seconds_of(work: Callable[[], None], clock: Callable[[], float]) -> float:
+    """Return the seconds of some work."""
+    started = clock()
     work()
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def products(case: Case) -> tuple[Callable[[], None], int]:
@@ -175,31 +187,34 @@ def products(case: Case) -> tuple[Callable[[], None], int]:
     return work, repeats * 8 * tokens * width * width
 
 
-def libraries_of(case: Case) -> list[str]:
-    """Return who takes part."""
-    return list(BUILDERS) if case.mode == "full" else ["ours", "timm"]
+def libraries_of(case: Case, wanted: Collection[str]) -> list[str]:
+    """Return who takes part of those that are wanted; timm does, being what others are held against."""
+    able = [library for library in BUILDERS if case.mode == "full" or library != "transformers"]
+    return [library for library in able if library in wanted or library == "timm"]
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
-    """Time all contenders in turns, and their memory apart."""
-    contenders = {library: Contender(library, case) for library in libraries_of(case)}
+def measure(case: Case, wanted: Collection[str], rounds: int, clock: Callable[[], float]) -> dict[str, Any]:
+    """Time contenders in turns, beginning with another one in each round, and their memory apart."""
+    contenders = {library: Contender(library, case) for library in libraries_of(case, wanted)}
     work, count = products(case)
     turns: dict[str, Callable[[], None]] = {f"{name} step": one.step for name, one in contenders.items()}
-    turns |= {f"{name} inference": one.infer for name, one in contenders.items()}
+    turns |= {f"{name} inference": one.infer for name, one in contenders.items() if "," not in name}
     turns["products"] = work
     for turn in turns.values():
         turn()
     times: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(rounds):
-        for name, turn in turns.items():
-            times[name].append(seconds_of(turn))
+    names = list(turns)
+    for first in range(rounds):
+        for place in range(len(names)):
+            name = names[(first + place) % len(names)]
+            times[name].append(seconds_of(turns[name], clock))
     median = {name: statistics.median(values) for name, values in times.items()}
     peak = count / median["products"]
     operations = {"step": flops(contenders["timm"].backward), "inference": flops(contenders["timm"].infer)}
-    rows = {}
+    rows: dict[str, dict[str, float]] = {}
     for name, seconds in median.items():
-        library, _, kind = name.partition(" ")
-        if kind:
+        library, _, kind = name.rpartition(" ")
+        if library:
             rate = operations[kind] / seconds
             rows[name] = {
                 "seconds": seconds,
@@ -210,9 +225,17 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
                     theirs / mine for theirs, mine in zip(times[f"timm {kind}"], times[name], strict=True)
                 ),
             }
-            if kind == "step":
-                rows[name]["peak_mb"] = memory(library, case) / 2**20
+    for library, found in peaks(case, list(contenders)).items():
+        rows[f"{library} step"] |= found
     return {"case": case._asdict(), "peak_gflops": peak / 1e9, "rows": rows}
+
+
+def peaks(case: Case, libraries: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Return what each takes for a step, in MB and as a share of the leanest peer's full step."""
+    found = {library: memory(library, case) for library in libraries}
+    whole = found if case.mode == "full" else {}
+    full = [whole[peer] if peer in whole else memory(peer, case._replace(mode="full")) for peer in PEERS]
+    return {library: {"peak_mb": taken / 2**20, "peak_of_full": taken / min(full)} for library, taken in found.items()}
 
 
 def memory(library: str, case: Case) -> int:
@@ -246,7 +269,7 @@ def told(result: Mapping[str, Any]) -> list[str]:
         f"{result['peak_gflops']:.0f} GFLOP/s"
     ]
     for name, row in result["rows"].items():
-        memory_told = f"  {row['peak_mb']:6.0f} MB" if "peak_mb" in row else ""
+        memory_told = f"  {row['peak_mb']:6.0f} MB ({row['peak_of_full']:.2f})" if "peak_mb" in row else ""
         lines.append(
             f"  {name:<24} {row['images_per_second']:8.1f} images/s  {row['gflops']:6.0f} GFLOP/s "
             f"({row['of_peak']:4.0%})  {row['speed_over_timm']:.2f} x timm{memory_told}"
@@ -268,16 +291,20 @@ def main() -> None:
     parser.add_argument("--case", nargs="+", metavar="SIZE:PIXELS:BATCH")
     parser.add_argument("--mode", choices=list(MODES), default="full")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--library", nargs="+", choices=list(BUILDERS), default=list(BUILDERS))
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall")
     parser.add_argument("--output", type=Path, default=Path("step.json"))
     arguments = parser.parse_args()
     given = arguments.case or ["tiny:224:16", "small:98:32", "small:224:16", "base:224:4"]
     read = partial(case_of, mode=arguments.mode, precision=arguments.precision)
+    clock = time.process_time if arguments.clock == "cpu" else time.perf_counter
     results = []
     for case in map(read, given):
-        results.append(measure(case, arguments.rounds))
+        results.append(measure(case, arguments.library, arguments.rounds, clock))
         print("\n".join(told(results[-1])), flush=True)
-    write_json(arguments.output, {"threads": torch.get_num_threads(), "torch": torch.__version__, "cases": results})
+    setting = {"threads": torch.get_num_threads(), "torch": torch.__version__, "clock": arguments.clock}
+    write_json(arguments.output, {**setting, "cases": results})
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ class Case(NamedTuple):
     dtype: torch.dtype = torch.float64
     strategy: str = "ddp"
     cpu_offload: bool = False
-    grad_checkpointing: bool = False
+    grad_checkpointing: Any = "elementwise"
 
 
 PLAIN = [
@@ -61,7 +61,7 @@ PLAIN = [
 SHARDED = [
     *(Case(size, count, strategy="fsdp") for size, count in ((1, 1), (7, 3), (64, 1), (65, 3))),
     Case(65, 1, torch.float32, strategy="fsdp"),
-    Case(7, 3, strategy="fsdp", cpu_offload=True, grad_checkpointing=True),
+    Case(7, 3, strategy="fsdp", cpu_offload=True, grad_checkpointing="blocks"),
 ]
 
 
@@ -94,7 +94,7 @@ def run_case(case: Case, images: ImageSet, accelerator: Accelerator, folder: Pat
     """Train and score; return what has to be equal at any number of processes."""
     rank, world = accelerator.process_index, accelerator.num_processes
     share = {"rank": rank, "world_size": world}
-    model = tiny_vit(dtype=case.dtype, drop_path_rate=0.2, patch_drop_rate=0.25)
+    model = tiny_vit(dtype=case.dtype, drop_path_rate=0.2, patch_drop_rate=0.25, init_values=0.1)
     model.set_grad_checkpointing(case.grad_checkpointing)
     average = WeightAverage(model, 0.9)
     for network in (model, average.model):

@@ -43,8 +43,8 @@ def worlds(folder: Path) -> dict[int, dict[Any, Any]]:
 
 
 def compared(worlds: dict[int, dict[Any, Any]], world: int, case: Case) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a case on one process and on several; one process has no shards and does not recompute."""
-    single = case._replace(strategy="ddp", cpu_offload=False, grad_checkpointing=False)
+    """Return a case on one process and on several; one process has no shards and recomputes no blocks."""
+    single = case._replace(strategy="ddp", cpu_offload=False, grad_checkpointing="elementwise")
     return worlds[1][single], worlds[world][case]
 
 

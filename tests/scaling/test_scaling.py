@@ -14,7 +14,8 @@ from training_helpers import adamw, pictures, tiny_vit
 
 from vit_finetune.config import Config
 from vit_finetune.scaling import Footprint, even_world_sizes, footprint, scale_plan, share_of
-from vit_finetune.scaling.planning import Growth, network_on_paper
+from vit_finetune.scaling.planning import Growth, growth_of, network_on_paper
+from vit_finetune.tuning import add_lora, apply_tuning
 
 HELD = Footprint(
     micro_batch=1,
@@ -29,9 +30,15 @@ HELD = Footprint(
 )
 
 
-def counted(micro_batch: int, *, mixed_precision: str = "no", **options: Any) -> Footprint:
+def counted(
+    micro_batch: int, *, mixed_precision: str = "no", recomputing: Any = False, rank: int | None = None, **options: Any
+) -> Footprint:
     with torch.device("meta"):
         model = tiny_vit(init="zeros", weight_init="skip", **options)
+        if rank is not None:
+            add_lora(model, rank=rank)
+            apply_tuning(model, "lora")
+    model.set_grad_checkpointing(recomputing)
     return footprint(
         model,
         blocks=list(model.blocks),
@@ -81,6 +88,20 @@ def test_footprint__what_saves_memory() -> None:
     assert 1.9 < twice.activations / usual.activations < 2.2
     assert counted(64, mixed_precision="bf16").activations < 0.97 * usual.activations
     assert counted(64, patch_size=32).activations < 0.8 * usual.activations
+
+
+@pytest.mark.parametrize(
+    ("options", "plain", "lean"),
+    [({"init_values": 1e-5}, 18, 10), ({"mixed_precision": "bf16", "rank": 1}, 9, 6)],
+    ids=["layer scale", "lora in bf16"],
+)
+def test_footprint__recomputing_by_the_block(options: dict[str, Any], plain: int, lean: int) -> None:
+    """A block keeps 18 numbers per token and channel with LayerScale, 10 if cheap ones are recomputed, or 1."""
+    per_unit = 256 * 5 * 48 * 4  # pictures, tokens, channels, bytes
+    for recomputing, want in ((False, plain), ("elementwise", lean), ("blocks", 1)):
+        few, more = (counted(256, depth=depth, recomputing=recomputing, **options) for depth in (2, 3))
+        # Beside them: two numbers per norm and token, one per head and token, what adapters keep.
+        assert (more.activations - few.activations) / per_unit == pytest.approx(want, abs=0.6)
 
 
 def test_share_of__ddp() -> None:
@@ -147,6 +168,29 @@ def test_network_on_paper__follows_the_recipe() -> None:
     assert {parameter.device.type for parameter in model.parameters()} == {"meta"}
     trained = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
     assert trained == {"head.weight": (7, 192), "head.bias": (7,)}
+    assert model.grad_checkpointing == config.train.grad_checkpointing == "elementwise"
+
+
+@pytest.mark.parametrize("size", [3, 150])
+def test_growth_of__is_what_is_counted(size: int) -> None:
+    """With LayerScale, which goes into weights from 46 pictures of 17 tokens on, a line is what counting finds."""
+    config = Config.load(
+        {
+            "model": {
+                "name": "vit_tiny_patch16_224",
+                "pretrained": None,
+                "img_size": 64,
+                "overrides": {"depth": 2, "init_values": 1e-5},
+            },
+            "data": {"root": "x"},
+            "train": {"steps": 1},
+        }
+    )
+    model = network_on_paper(config, 7)
+    blocks, image_size = list(model.blocks), (3, 64, 64)
+    exact = footprint(model, blocks=blocks, optimizer_of=adamw, image_size=image_size, micro_batch=size)
+    found = growth_of(config, num_classes=7, mixed_precision="no").at(size)
+    assert found.peak == pytest.approx(exact.peak, rel=1e-3)
 
 
 def test_plan__command() -> None:

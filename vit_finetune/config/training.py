@@ -127,8 +127,10 @@ class TrainConfig(Section):
     it beside them, and take whichever is better on val; without a val split, take it. null keeps none."""
     early_stopping_patience: PositiveInt | None = None
     """End the run after so many evaluations in a row without a better one, in the last stage; null never does."""
-    grad_checkpointing: bool = False
-    """Recompute each block in the backward pass: less memory, more time, same numbers."""
+    grad_checkpointing: bool | Literal["elementwise", "blocks"] = "elementwise"
+    """What is computed again in the backward pass instead of being kept. elementwise: norms and activations, whose
+    inputs are kept anyway, and no product; LayerScale is multiplied into weights. blocks, or true: everything between
+    the inputs of blocks: least memory, a third more time. false: nothing. The same numbers up to rounding."""
     compile: bool = False
     """torch.compile the network; needs a compiler that torch finds."""
     max_memory: str | None = None

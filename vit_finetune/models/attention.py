@@ -17,8 +17,10 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vit_finetune.models.layer_scale import project
 from vit_finetune.models.layers import attend
 from vit_finetune.models.parts import build_norm
+from vit_finetune.models.recompute import recomputed
 
 if TYPE_CHECKING:
     from vit_finetune.models.backbone import Backbone
@@ -63,12 +65,13 @@ class Heads(nn.Module):
     def split(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Return normalised queries and keys by head, each [queries_per_head, B, nh, N, hd], of [B, N, A]."""
         pattern, sizes = "b n (nh s hd) -> s b nh n hd", {"nh": self.num_heads, "s": self.queries_per_head}
-        return self.q_norm(rearrange(q, pattern, **sizes)), self.k_norm(rearrange(k, pattern, **sizes))
+        q, k = rearrange(q, pattern, **sizes), rearrange(k, pattern, **sizes)
+        return recomputed(self.q_norm, q), recomputed(self.k_norm, k)
 
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Return attended values [B, N, A] of queries, keys and values [B, N, A]."""
         (q,), (k,) = self.split(q, k)
-        return merge_heads(attend(q, k, split_heads(v, self.num_heads), dropout=self.dropout))
+        return recomputed(merge_heads, attend(q, k, split_heads(v, self.num_heads), dropout=self.dropout))
 
     def map(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the attention map [B, nh, N, N] of queries and keys [B, N, A]."""
@@ -128,10 +131,17 @@ class Attention(Heads):
         self.proj = nn.Linear(inner, dim, bias=config.proj_bias)
         self.proj_drop = nn.Dropout(config.proj_drop_rate)
 
-    def forward(self, x: Tensor, num_tokens: int | None = None) -> Tensor:
-        """Return tokens [B, N, D] of tokens [B, N, D], or the first `num_tokens` of them, which look at all."""
+    def forward(self, x: Tensor, num_tokens: int | None = None, *, gamma: Tensor | None = None) -> Tensor:
+        """Return tokens [B, N, D], or the first `num_tokens` of them, which look at all.
+
+        Args:
+            x: tokens [B, N, D].
+            num_tokens: how many; None for all.
+            gamma: the factors [D] of LayerScale, times which they are; None for none.
+        """
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        out: Tensor = self.proj_drop(self.proj(self.norm(self.mix(q[:, :num_tokens], k, v))))
+        mixed = recomputed(self.norm, self.mix(q[:, :num_tokens], k, v))
+        out: Tensor = self.proj_drop(project(self.proj, mixed, gamma))
         return out
 
     def attention_map(self, x: Tensor) -> Tensor:

@@ -14,12 +14,12 @@ from typing import Any, Self, cast
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.models.layers import PatchEmbed
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.prefix import forward_from
+from vit_finetune.models.recompute import GradCheckpointing, run_block
 
 # Where a parameter sits, by the first part of its name (`blocks.i` is i + 1): counted from the front, or, if negative,
 # from the end.
@@ -78,7 +78,8 @@ class Backbone(nn.Module):
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
-        self.config, self.grad_checkpointing = config, False
+        self.config = config
+        self.grad_checkpointing: GradCheckpointing = False
         self.name: str | None = None
         self.embed_dim = self.num_features = config.embed_dim
         self.num_classes, self.num_prefix_tokens = config.num_classes, config.num_prefix_tokens
@@ -130,12 +131,6 @@ class Backbone(nn.Module):
                 f"give one int64 per image, {x.shape[0]} of them"
             )
 
-    def _run(self, block: BlockBase, x: Tensor, sample_seeds: Tensor | None, more: tuple[Any, ...]) -> Tensor:
-        """Apply a block, keeping only its input for the backward pass where checkpointing is on."""
-        if self.grad_checkpointing:
-            return cast("Tensor", checkpoint(block, x, sample_seeds, *more, use_reentrant=False))
-        return cast("Tensor", block(x, sample_seeds, *more))
-
     @property
     def num_pooled_tokens(self) -> int | None:
         """How many tokens, from the first on, `forward_head` looks at; None for all."""
@@ -153,7 +148,7 @@ class Backbone(nn.Module):
         """
         x, positions = self.start(x, sample_seeds=sample_seeds)
         for block, own in zip(self.blocks, positions, strict=True):
-            x = self._run(block, x, sample_seeds, own)
+            x = run_block(block, x, sample_seeds, *own, grad_checkpointing=self.grad_checkpointing)
         out: Tensor = self.norm(x)
         return out
 
@@ -210,7 +205,8 @@ class Backbone(nn.Module):
         last, wanted = len(self.blocks) - 1, self.num_pooled_tokens
         for index, block in list(enumerate(self.blocks))[first:]:
             shortened = (wanted,) if index == last and wanted and block.can_shorten else ()
-            x = self._run(block, x, sample_seeds, (*positions[index], *shortened))
+            more = (sample_seeds, *positions[index], *shortened)
+            x = run_block(block, x, *more, grad_checkpointing=self.grad_checkpointing)
         return self.forward_head(self.norm(x))
 
     def get_intermediate_layers(
@@ -242,7 +238,7 @@ class Backbone(nn.Module):
         x, positions = self.start(x)
         out: list[Any] = []
         for index, (block, own) in enumerate(zip(self.blocks, positions, strict=True)):
-            x = self._run(block, x, None, own)
+            x = run_block(block, x, None, *own, grad_checkpointing=self.grad_checkpointing)
             if index in wanted:
                 tokens = self.norm(x) if norm else x
                 prefix, patches = tokens[:, : self.num_prefix_tokens], tokens[:, self.num_prefix_tokens :]
@@ -251,13 +247,19 @@ class Backbone(nn.Module):
                 out.append((patches, prefix) if return_prefix_tokens else patches)
         return out
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute blocks in the backward pass instead of keeping their activations: a third slower, far smaller.
+    def set_grad_checkpointing(self, enable: bool | GradCheckpointing = True) -> None:
+        """Choose what is computed again in the backward pass instead of being kept.
 
         Args:
-            enable: on or off.
+            enable: False: nothing; "elementwise": norms, activations and the like, in training, with LayerScale in the
+                weights (see `recompute.py`); "blocks", or True as in timm: all between the inputs of blocks.
+
+        Raises:
+            RequestError: another value.
         """
-        self.grad_checkpointing = enable
+        if enable not in (False, True, "elementwise", "blocks"):
+            raise RequestError(f"grad_checkpointing {enable!r} is not one of False, True, 'elementwise', 'blocks'")
+        self.grad_checkpointing = "blocks" if enable is True else enable
 
     def no_weight_decay(self) -> set[str]:
         """Return the parameters that no optimizer should decay, beside the one-dimensional ones."""

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 
 from vit_finetune.models.attention import ATTENTIONS, Attention, DiffHeads, Heads
 from vit_finetune.models.backbone import BlockBase
+from vit_finetune.models.layer_scale import factors_of
 from vit_finetune.models.layers import ACTIVATIONS
 from vit_finetune.models.parts import build_drop_path, build_layer_scale, build_mlp, build_norm, hidden_width
+from vit_finetune.models.recompute import recomputed
 
 if TYPE_CHECKING:
     from vit_finetune.models.vit_config import ViTConfig
@@ -44,8 +46,10 @@ class Block(BlockBase):
 
     def forward(self, x: Tensor, sample_seeds: Tensor | None = None, num_tokens: int | None = None) -> Tensor:
         """Return tokens [B, N, D], or the first `num_tokens` of them, which look at all."""
-        x = x[:, :num_tokens] + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_tokens)), sample_seeds)
-        out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))), sample_seeds)
+        attended = self.attn(recomputed(self.norm1, x), num_tokens, gamma=factors_of(self.ls1))
+        x = x[:, :num_tokens] + self.drop_path1(attended, sample_seeds)
+        hidden = self.mlp(recomputed(self.norm2, x), gamma=factors_of(self.ls2))
+        out: Tensor = x + self.drop_path2(hidden, sample_seeds)
         return out
 
     def attention_maps(self, x: Tensor) -> list[Tensor]:
@@ -115,10 +119,10 @@ class ParallelScalingBlock(Heads, BlockBase):
 
     def forward(self, x: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
         """Return tokens [B, N, D]."""
-        hidden, q, k, v = self.in_proj(self.in_norm(x)).split(self.in_split, dim=-1)
+        hidden, q, k, v = self.in_proj(recomputed(self.in_norm, x)).split(self.in_split, dim=-1)
         if self.mlp_bias is not None:
-            hidden = hidden + self.mlp_bias
-        merged = self._merge(self.mix(q, k, v), self.mlp_drop(self.mlp_act(hidden)))
+            hidden = recomputed(torch.add, hidden, self.mlp_bias)
+        merged = self._merge(self.mix(q, k, v), self.mlp_drop(recomputed(self.mlp_act, hidden)))
         out: Tensor = x + self.drop_path(self.ls(merged), sample_seeds)
         return out
 
@@ -160,7 +164,8 @@ class Branch(nn.Module):
     def forward(self, x: Tensor, sample_seeds: Tensor | None = None) -> Tensor:
         """Return what the branch adds, [B, N, D]."""
         layer = getattr(self, self.kind)
-        out: Tensor = self.drop_path(self.ls(layer(self.norm(x))), sample_seeds)
+        branch = layer(recomputed(self.norm, x), gamma=factors_of(self.ls))
+        out: Tensor = self.drop_path(branch, sample_seeds)
         return out
 
 

@@ -1,10 +1,10 @@
-"""The small parts of a ViT: patches, norms, activations, MLPs, LayerScale, attention pooling.
+"""The small parts of a ViT: patches, norms, activations, MLPs, attention pooling.
 
 Each takes plain values and knows nothing of the others; `attention.py` and `blocks.py` put them together as a ViTConfig
 says. Parameter names are timm's. Random decisions (DropPath, patch dropout) are in `noise.py`.
 
-Sources: ViT (arXiv 2010.11929), CaiT for LayerScale (2103.17239), GLU variants (2002.05202), Big Vision's MAP head
-(2106.04560); layout and numerics as in timm 1.0.
+Sources: ViT (arXiv 2010.11929), GLU variants (2002.05202), Big Vision's MAP head (2106.04560); layout and numerics as
+in timm 1.0.
 Legend: B batch, C channels, H W image, p q patch, gh gw patch grid, N tokens, D width, M hidden width, nh hd heads and
 head width.
 """
@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.models.layer_scale import project
+from vit_finetune.models.recompute import recomputed
 
 ModuleFactory = Callable[..., nn.Module]
 
@@ -149,18 +151,6 @@ class PatchEmbed(nn.Module):
         return tokens
 
 
-class LayerScale(nn.Module):
-    """One learned factor per channel, small at first, on what a branch adds to the residual stream."""
-
-    def __init__(self, dim: int, *, init_value: float) -> None:
-        super().__init__()
-        self.gamma = nn.Parameter(torch.full((dim,), init_value))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return a tensor of the shape of `x` [..., D]."""
-        return x * self.gamma
-
-
 class Mlp(nn.Module):
     """Linear, activation, linear.
 
@@ -198,13 +188,12 @@ class Mlp(nn.Module):
 
     def _activate(self, x: Tensor) -> Tensor:
         """Return the hidden activations [B, N, inner] of tokens [B, N, D]."""
-        hidden: Tensor = self.act(self.fc1(x))
-        return hidden
+        return recomputed(self.act, self.fc1(x))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tokens [B, N, D] of tokens [B, N, D]."""
-        hidden = self.norm(self.drop1(self._activate(x)))
-        out: Tensor = self.drop2(self.fc2(hidden))
+    def forward(self, x: Tensor, *, gamma: Tensor | None = None) -> Tensor:
+        """Return tokens [B, N, D] of tokens [B, N, D], times the factors `gamma` [D] of LayerScale if given."""
+        hidden = recomputed(self.norm, self.drop1(self._activate(x)))
+        out: Tensor = self.drop2(project(self.fc2, hidden, gamma))
         return out
 
 
@@ -217,7 +206,7 @@ class SwiGLU(Mlp):
         return hidden
 
     def _activate(self, x: Tensor) -> Tensor:
-        return self.act(self.fc1_g(x)) * self.fc1_x(x)  # type: ignore[no-any-return]
+        return recomputed(torch.mul, recomputed(self.act, self.fc1_g(x)), self.fc1_x(x))
 
     def init_weights(self) -> None:
         """Start with an open gate: weights near zero, bias one."""
@@ -235,7 +224,7 @@ class SwiGLUPacked(Mlp):
 
     def _activate(self, x: Tensor) -> Tensor:
         gate, value = self.fc1(x).chunk(2, dim=-1)
-        return self.act(gate) * value  # type: ignore[no-any-return]
+        return recomputed(torch.mul, recomputed(self.act, gate), value)
 
     def init_weights(self) -> None:
         """Start the second half with weights near zero and bias one, as timm does, though the gate is the first."""

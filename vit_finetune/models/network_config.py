@@ -50,6 +50,7 @@ class NetworkConfig:
     norm_eps: float
     drop_rate: float
     pos_drop_rate: float
+    patch_drop_rate: float
     proj_drop_rate: float
     attn_drop_rate: float
     drop_path_rate: float

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from vit_finetune.models.layer_scale import LayerScale
 from vit_finetune.models.layers import (
     ACTIVATIONS,
     MLPS,
     NORMS,
     AttentionPool,
-    LayerScale,
     Mlp,
     ModuleFactory,
     PatchEmbed,

@@ -22,10 +22,12 @@ from torch import Tensor, nn
 
 from vit_finetune.models.attention import merge_heads, softmax_map, split_heads
 from vit_finetune.models.backbone import Backbone, Blocks
+from vit_finetune.models.layer_scale import project
 from vit_finetune.models.layers import ACTIVATIONS, Mlp, PatchEmbed, attend
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.noise import PatchDropout
 from vit_finetune.models.parts import build_norm
+from vit_finetune.models.recompute import recomputed
 from vit_finetune.models.scaled_blocks import PlacedAttention, ScaledBlock, init_scaled_weights
 
 RelPosGlobalPool = Literal["avg", "token", ""]
@@ -162,8 +164,8 @@ class RelPosAttention(PlacedAttention):
     def _heads(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values [B, nh, N, hd] of tokens [B, N, D]."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        if self.q_bias is not None:
-            q, v = q + self.q_bias, v + self.v_bias
+        if self.q_bias is not None and self.v_bias is not None:
+            q, v = recomputed(torch.add, q, self.q_bias), recomputed(torch.add, v, self.v_bias)
         return split_heads(q, self.num_heads), split_heads(k, self.num_heads), split_heads(v, self.num_heads)
 
     def _bias(self, positions: Tensor | None) -> Tensor | None:
@@ -172,17 +174,18 @@ class RelPosAttention(PlacedAttention):
             return None
         return rearrange(self.relative_position_bias_table[positions], "s q k nh -> s nh q k")
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, positions: Tensor | None = None, *, gamma: Tensor | None = None) -> Tensor:
         """Return tokens [B, N, D].
 
         Args:
             x: tokens [B, N, D].
             positions: rows of the bias table [S, N, N], from `distance_index`; None for no bias.
+            gamma: the factors [D] of LayerScale, times which the tokens are; None for none.
         """
         q, k, v = self._heads(x)
         dropout = self.attn_drop_rate if self.training else 0.0
-        mixed = merge_heads(attend(q, k, v, dropout=dropout, bias=self._bias(positions)))
-        out: Tensor = self.proj_drop(self.proj(mixed))
+        mixed = recomputed(merge_heads, attend(q, k, v, dropout=dropout, bias=self._bias(positions)))
+        out: Tensor = self.proj_drop(project(self.proj, mixed, gamma))
         return out
 
     def attention_map(self, x: Tensor, positions: Tensor | None = None) -> Tensor:

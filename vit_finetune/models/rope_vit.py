@@ -12,6 +12,7 @@ Legend: B batch, C channels, H W image, N tokens incl. prefix, D width, nh hd he
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from vit_finetune.models.attention import merge_heads, softmax_map, split_heads
 from vit_finetune.models.backbone import Backbone, BlockBase, Blocks
+from vit_finetune.models.layer_scale import project
 from vit_finetune.models.layers import (
     ACTIVATIONS,
     AttentionPool,
@@ -31,6 +33,7 @@ from vit_finetune.models.layers import (
 )
 from vit_finetune.models.noise import PatchDropout
 from vit_finetune.models.parts import build_norm, norm_factory
+from vit_finetune.models.recompute import recomputed
 from vit_finetune.models.rope import ROPES, MixedRope, Rope, rotate, select_patches, with_prefix
 from vit_finetune.models.rope_config import RopeViTConfig
 from vit_finetune.models.scaled_blocks import PlacedAttention, PostNormBlock, ScaledBlock, init_scaled_weights
@@ -77,32 +80,38 @@ class RopeAttention(PlacedAttention):
         if self.qkv is None:
             return self.q_proj(x), self.k_proj(x), self.v_proj(x)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        if self.q_bias is not None:
-            q, v = q + self.q_bias, v + self.v_bias
+        if self.q_bias is not None and self.v_bias is not None:
+            q, v = recomputed(torch.add, q, self.q_bias), recomputed(torch.add, v, self.v_bias)
         return q, k, v
 
     def _heads(self, x: Tensor, turns: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values [B, nh, N, hd] as attention takes them."""
         q, k, v = self._project(x)
-        q = self.q_norm(split_heads(q, self.num_heads))
-        k, v = self.k_norm(split_heads(k, self.num_kv_heads)), split_heads(v, self.num_kv_heads)
-        if turns is not None:
-            q, k = rotate(q, turns, half=self.rotate_half), rotate(k, turns, half=self.rotate_half)
+        q = recomputed(partial(self._place, self.q_norm, turns), split_heads(q, self.num_heads))
+        k = recomputed(partial(self._place, self.k_norm, turns), split_heads(k, self.num_kv_heads))
+        v = split_heads(v, self.num_kv_heads)
         if self.num_kv_heads < self.num_heads:
             shared = self.num_heads // self.num_kv_heads
             k, v = k.repeat_interleave(shared, dim=1), v.repeat_interleave(shared, dim=1)
         return q, k, v
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+    def _place(self, norm: nn.Module, turns: Tensor | None, x: Tensor) -> Tensor:
+        """Return queries or keys [B, nh, N, hd] normalised and turned."""
+        normed: Tensor = norm(x)
+        return normed if turns is None else rotate(normed, turns, half=self.rotate_half)
+
+    def forward(self, x: Tensor, positions: Tensor | None = None, *, gamma: Tensor | None = None) -> Tensor:
         """Return tokens [B, N, D].
 
         Args:
             x: tokens [B, N, D].
             positions: cosines and sines [2, S, nh or 1, N, hd/2] from `rope.py`; None where nothing is turned.
+            gamma: the factors [D] of LayerScale, times which the tokens are; None for none.
         """
         q, k, v = self._heads(x, positions)
-        mixed = merge_heads(attend(q, k, v, dropout=self.attn_drop_rate if self.training else 0.0))
-        out: Tensor = self.proj_drop(self.proj(self.norm(mixed)))
+        attended = attend(q, k, v, dropout=self.attn_drop_rate if self.training else 0.0)
+        mixed = recomputed(self.norm, recomputed(merge_heads, attended))
+        out: Tensor = self.proj_drop(project(self.proj, mixed, gamma))
         return out
 
     def attention_map(self, x: Tensor, positions: Tensor | None = None) -> Tensor:

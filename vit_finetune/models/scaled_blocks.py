@@ -16,6 +16,7 @@ from vit_finetune.models.backbone import Backbone, BlockBase
 from vit_finetune.models.layers import AttentionPool, Mlp
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.parts import build_drop_path, build_norm
+from vit_finetune.models.recompute import recomputed
 
 _TRUNCATED = partial(nn.init.trunc_normal_, std=0.02)
 _HEAD_SCALE = 0.001
@@ -27,8 +28,14 @@ class PlacedAttention(nn.Module):
 
     proj: nn.Linear
 
-    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Return tokens [B, N, D] of tokens [B, N, D]; what `positions` is, the family says."""
+    def forward(self, x: Tensor, positions: Tensor | None = None, *, gamma: Tensor | None = None) -> Tensor:
+        """Return tokens [B, N, D] of tokens [B, N, D].
+
+        Args:
+            x: tokens [B, N, D].
+            positions: the family says what; None for none.
+            gamma: the factors [D] of LayerScale, times which the tokens are; None for none.
+        """
         raise NotImplementedError
 
     def attention_map(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -62,8 +69,8 @@ class ScaledBlock(BlockBase):
 
     def forward(self, x: Tensor, sample_seeds: Tensor | None = None, positions: Tensor | None = None) -> Tensor:
         """Return tokens [B, N, D]."""
-        x = x + self.drop_path1(_scaled(self.attn(self.norm1(x), positions), self.gamma_1), sample_seeds)
-        out: Tensor = x + self.drop_path2(_scaled(self.mlp(self.norm2(x)), self.gamma_2), sample_seeds)
+        x = x + self.drop_path1(self.attn(recomputed(self.norm1, x), positions, gamma=self.gamma_1), sample_seeds)
+        out: Tensor = x + self.drop_path2(self.mlp(recomputed(self.norm2, x), gamma=self.gamma_2), sample_seeds)
         return out
 
     def attention_maps(self, x: Tensor, positions: Tensor | None = None) -> list[Tensor]:
@@ -134,8 +141,3 @@ def _build_gamma(config: NetworkConfig, *, wanted: bool) -> nn.Parameter | None:
     if config.init_values is None or not wanted:
         return None
     return nn.Parameter(torch.full((config.embed_dim,), config.init_values))
-
-
-def _scaled(x: Tensor, gamma: Tensor | None) -> Tensor:
-    """Return x [..., D] times the factors [D], where there are some."""
-    return x if gamma is None else x * gamma

@@ -103,7 +103,7 @@ def footprint(
         optimizer_of: makes the optimizer over a network.
         image_size: channels, height and width of a picture.
         micro_batch: pictures at once.
-        mixed_precision: no, bf16 or fp16: both of the latter are counted as 16 bits.
+        mixed_precision: no, bf16 or fp16.
         keeps_average: an average of the weights is kept, too.
     """
     with FakeTensorMode(), _Counter() as counter:
@@ -139,7 +139,9 @@ def _pass(model: nn.Module, shape: tuple[int, ...], mixed_precision: str) -> Non
     """Go forward and backward; gradients are there afterwards."""
     images = torch.empty(shape)
     seeds = torch.empty(shape[0], dtype=torch.int64)
-    with torch.autocast("cpu", torch.bfloat16, enabled=mixed_precision != "no"):
+    with torch.autocast(
+        "cpu", torch.float16 if mixed_precision == "fp16" else torch.bfloat16, enabled=mixed_precision != "no"
+    ):
         logits = model(images, sample_seeds=seeds)
     labels = torch.empty(shape[0], dtype=torch.int64)
     nn.functional.cross_entropy(logits.float(), labels).backward()  # type: ignore[no-untyped-call]

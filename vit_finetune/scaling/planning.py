@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from typing import Any
 
 import torch
+from torch import nn
 
 from vit_finetune.assembly import add_adapters
 from vit_finetune.assembly.network import network_options
@@ -24,7 +26,7 @@ from vit_finetune.tuning import apply_tuning
 from vit_finetune.weights import from_pretrained
 
 _STAGED = ("lp_ft", "gradual")  # their last stage trains all
-_COUNTED = (4, 8)  # micro-batches; memory grows with the number of pictures
+_STRAIGHT_FROM = 4  # pictures; from there on memory grows evenly with their number
 _OVERHEAD = 10**9  # bytes that CUDA, cuBLAS and NCCL take beside the tensors
 
 
@@ -50,20 +52,24 @@ class ScalePlan:
 
 
 class Growth:
-    """The memory of a step as its micro-batch grows: counted at two sizes, a straight line through them.
+    """The memory of a step as its micro-batch grows: a straight line through two sizes; fewer pictures are counted.
 
     Args:
         count: counts a micro-batch of so many pictures.
+        straight_from: pictures from which on memory grows evenly; counted are as many, and twice as many.
     """
 
-    def __init__(self, count: Callable[[int], Footprint]) -> None:
-        self._few, self._many = (count(size) for size in _COUNTED)
+    def __init__(self, count: Callable[[int], Footprint], *, straight_from: int = _STRAIGHT_FROM) -> None:
+        self._count, self._straight_from = cache(count), straight_from
 
     def at(self, size: int) -> Footprint:
         """Return what a step of so many pictures at once holds."""
-        (few, many), slope = _COUNTED, self._many.peak - self._few.peak
-        line = self._few.peak + slope * (size - few) // (many - few)
-        return replace(self._few, micro_batch=size, peak=max(self._few.update, line))
+        first = self._straight_from
+        if size < first:
+            return self._count(size)
+        few, many = self._count(first), self._count(2 * first)
+        line = few.peak + (many.peak - few.peak) * (size - first) // first
+        return replace(few, micro_batch=size, peak=max(few.update, line))
 
 
 def network_on_paper(config: Config, num_classes: int) -> Backbone:
@@ -113,7 +119,15 @@ def growth_of(config: Config, *, num_classes: int, mixed_precision: str) -> Grow
             keeps_average=config.train.ema_decay is not None,
         )
 
-    return Growth(count)
+    return Growth(count, straight_from=_straight_from(network_on_paper(config, num_classes)))
+
+
+def _straight_from(model: Backbone) -> int:
+    """Return the pictures whose tokens outnumber the rows of every weight: there LayerScale goes into all of them."""
+    rows = max(layer.in_features for layer in model.blocks.modules() if isinstance(layer, nn.Linear))
+    tokens = model.config.num_tokens * (1 - model.config.patch_drop_rate)
+    has_factors = any("gamma" in name for name, _ in model.blocks.named_parameters())
+    return max(_STRAIGHT_FROM, int(rows // tokens) + 1) if has_factors else _STRAIGHT_FROM
 
 
 def _optimizer(config: Config, model: Any) -> torch.optim.Optimizer:

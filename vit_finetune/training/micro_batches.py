@@ -29,7 +29,10 @@ if TYPE_CHECKING:
     from accelerate import Accelerator
 
 PLAN_FILE = "plan.json"
-HELP = "lower model.img_size, set train.grad_checkpointing, train fewer parameters (tuning.mode), or a smaller model"
+HELP = (
+    "lower model.img_size, set train.grad_checkpointing=blocks, train fewer parameters (tuning.mode), or a smaller "
+    "model"
+)
 
 
 class Rows(Protocol):

@@ -69,6 +69,17 @@ def add_lora(
 
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, use_dora=dora)
     inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
+    _leave_inputs_alone(model)
+
+
+def _leave_inputs_alone(model: Backbone) -> None:
+    """Let adapters of their layer's type take what the layer takes: under autocast peft would copy it to 32 bits."""
+    from peft.tuners.lora import LoraLayer
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer):
+            dtypes = {parameter.dtype for parameter in layer.parameters()}
+            layer.cast_input_dtype_enabled = len(dtypes) > 1
 
 
 def _targets(model: Backbone, wanted: Sequence[str] | None) -> list[str]:
