@@ -162,7 +162,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
         model.compile()
 
     # Every derived number; what trains first, with its optimizer, wrapped for these processes.
-    plan = make_plan(settled, splits, accelerator, depth=model.config.depth)
+    plan = make_plan(settled, splits, accelerator, network=model.config)
     objective = make_objective(config, splits, plan)
     average = None if config.train.ema_decay is None else WeightAverage(model, config.train.ema_decay)
     found = find_checkpoint(run_dir, values) if resuming else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,20 +103,27 @@ class Feeder:
             until: steps done then.
             make_worker: see `train_batches`.
         """
-        plan = self.plan
-        steps = train_batches(
+        end = self.plan.num_steps if until is None else until
+        parts = (self._train_part(*part, make_worker=make_worker) for part in self.plan.stretches(start_step, end))
+        steps = chain.from_iterable(parts)
+        return self.wait.timed([self._arriving(batch) for batch in step] for step in steps)
+
+    def _train_part(self, first: int, end: int, *, make_worker: Callable[..., Worker]) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of the steps [first, end), whose pictures have one size."""
+        plan, size = self.plan, self.plan.size_at(first)
+        preprocess = self.preprocess if size is None else self.preprocess.with_size(*size)
+        return train_batches(
             self.sources["train"],
-            train_transform_of(self.config, self.preprocess, as_bytes=self._as_bytes),
+            train_transform_of(self.config, preprocess, as_bytes=self._as_bytes),
             seed=plan.seed,
             global_batch_size=plan.global_batch_size,
             per_device_batch_size=plan.per_device_batch_size,
-            start_step=start_step,
-            num_steps=(plan.num_steps if until is None else until) - start_step,
+            start_step=first,
+            num_steps=end - first,
             balanced=self.config.train.imbalance == "balanced_sampler",
             in_pairs=self.config.train.mixes,
             **self._share(make_worker),
         )
-        return self.wait.timed([self._arriving(batch) for batch in step] for step in steps)
 
     def val_scorer(self) -> Callable[[nn.Module], EvalResult] | None:
         """Return what scores a network on the val split, or None where there is none."""

@@ -9,19 +9,20 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.sizes import parse_size
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.models import Backbone
+from vit_finetune.models import Backbone, NetworkConfig
 from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
 from vit_finetune.training.memory import find_micro_batch
 from vit_finetune.training.micro_batches import remembered_micro_batch, with_micro_batch
 from vit_finetune.training.plan import largest_share
 from vit_finetune.training.sharding import FSDP, is_wanted
+from vit_finetune.training.stages import PictureSize, plan_sizes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
 
-def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth: int) -> TrainPlan:
-    """Derive every number of the run; `depth` is the network's number of blocks.
+def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, network: NetworkConfig) -> TrainPlan:
+    """Derive every number of the run of a network.
 
     Raises:
         RequestError: the numbers contradict each other.
@@ -63,13 +64,36 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, depth
         stages=plan_stages(
             tuning.mode,
             num_steps=num_steps,
-            depth=depth,
+            depth=network.depth,
             num_blocks=tuning.num_blocks,
             num_stages=tuning.num_stages,
             probe_steps=probe_steps,
         ),
         probe_steps=probe_steps,
         probe_lr=tuning.probe_lr,
+        sizes=_sizes(config, network, num_steps, accelerator.device.type),
+    )
+
+
+def _sizes(config: Config, network: NetworkConfig, num_steps: int, device_kind: str) -> tuple[PictureSize, ...]:
+    """Return the sizes of the training pictures; refuse what a network or a device cannot do with several."""
+    train = config.train
+    if train.progressive_sizes and not network.places_any_grid:
+        raise RequestError(
+            f"train.progressive_sizes needs positions that are made for each picture size, which a {network.KIND} has "
+            "not; leave it out"
+        )
+    if train.progressive_sizes and config.run.deterministic and device_kind == "cuda":
+        raise RequestError(
+            "train.progressive_sizes resamples the position table, for whose gradient a GPU has no algorithm that "
+            "repeats bit for bit; leave it or run.deterministic out"
+        )
+    return plan_sizes(
+        train.progressive_sizes,
+        until=train.progressive_until,
+        num_steps=num_steps,
+        target=network.img_size,
+        patch_size=network.patch_size,
     )
 
 

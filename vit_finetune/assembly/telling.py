@@ -49,9 +49,17 @@ def start_screen(
         f"{plan.warmup_steps} steps of warm-up, then {plan.schedule}, peak lr {plan.lr:g}",
         f"plan     {plan.num_processes} process(es) x {plan.per_device_batch_size} pictures x "
         f"{plan.gradient_accumulation_steps} accumulated, precision {plan.mixed_precision}, on {place}",
+        *_sizes(plan),
         f"learns   {', '.join(_learned(config))}; the best by {plan.metric}",
         f"run      {config.run.dir}",
     ]
+
+
+def _sizes(plan: TrainPlan) -> list[str]:
+    """Return the line about training pictures that change their size."""
+    ends = [size.first_step for size in plan.sizes[1:]] + [plan.num_steps]
+    told = (f"{size.height}x{size.width} to step {end}" for size, end in zip(plan.sizes, ends, strict=False))
+    return [f"sizes    {', '.join(told)}; val is scored at the last"] if plan.sizes else []
 
 
 def _learned(config: Config) -> Iterator[str]:

@@ -72,6 +72,20 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_changes_size(self) -> Config:
+        reasons = {
+            "train.budget, whose rungs are timed at one size": self.train.budget is not None,
+            "train.compile, which compiles the network for one size": self.train.compile,
+            "tuning.cache_prefix, which keeps what pictures of one size give": isinstance(
+                self.tuning.cache_prefix, int
+            ),
+        }
+        for what, is_asked in reasons.items():
+            if self.train.progressive_sizes and is_asked:
+                raise ValueError(f"train.progressive_sizes does not work with {what}")
+        return self
+
+    @model_validator(mode="after")
     def _what_can_be_sharded(self) -> Config:
         if self.run.strategy != "fsdp":
             return self

@@ -82,7 +82,7 @@ class Rehearsal:
         add_adapters(config, model)
         model.set_grad_checkpointing(config.train.grad_checkpointing)
         settled, _ = settle_metric(config, splits)
-        plan = make_plan(settled, splits, accelerator, depth=model.config.depth)
+        plan = make_plan(settled, splits, accelerator, network=model.config)
         self._objective = make_objective(config, splits, plan)
         staging = Staging(config, model, plan, accelerator)
         staging.choose(plan.stages[-1])  # the last stage trains most, so it needs most memory

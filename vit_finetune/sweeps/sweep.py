@@ -127,7 +127,7 @@ class _Sweep:
         if splits.val is None:
             raise RequestError("a sweep chooses on val pictures, and there are none; give data.val_split")
         self.metric = settle_metric(self.config, splits)[0].evaluation.metric
-        depth, model = 0, None  # a recipe's network is built once for all trials that have it
+        network, model = None, None  # a recipe's network is built once for all trials that have it
         for values in combinations(self.grid or corners(self.search)):
             trial = trial_config(self.config, values, run_dir=str(self.run_dir))
             if trial.train.budget is not None or trial.tuning.mode == "readout":
@@ -140,10 +140,10 @@ class _Sweep:
                 deterministic=trial.run.deterministic,
             )
             try:
-                if trial.model != model:
-                    depth, model = build_model(trial, splits)[0].config.depth, trial.model
+                if network is None or trial.model != model:
+                    network, model = build_model(trial, splits)[0].config, trial.model
                 settled, _ = settle_metric(trial, splits)
-                make_objective(settled, splits, make_plan(settled, splits, accelerator, depth=depth))
+                make_objective(settled, splits, make_plan(settled, splits, accelerator, network=network))
             except RequestError as error:
                 raise RequestError(f"{told(values)}: {error}") from None
 
