@@ -9,7 +9,7 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.sizes import parse_size
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.models import Backbone, NetworkConfig
+from vit_finetune.models import Backbone, NetworkConfig, check_mergeable
 from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
 from vit_finetune.training.memory import find_micro_batch
 from vit_finetune.training.micro_batches import remembered_micro_batch, with_micro_batch
@@ -30,6 +30,8 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, netwo
     for key in ("wise_ft", "early_stopping_patience"):
         if getattr(config.train, key) and splits.val is None:
             raise RequestError(f"train.{key} needs val pictures, and there are none; give data.val_split, or drop it")
+    if config.evaluation.merge_tokens:
+        check_mergeable(network)
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
     schedule, evaluation = config.schedule, config.evaluation

@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.evaluation import Blend, Calibration
 from vit_finetune.models import Backbone
 from vit_finetune.training import TrainPlan
@@ -70,6 +71,22 @@ def _learned(config: Config) -> Iterator[str]:
     for key in ("label_smoothing", "mixup_alpha", "cutmix_alpha", "mixup_off_epoch", "ema_decay"):
         if getattr(train, key):
             yield f"{key} {getattr(train, key):g}"
+
+
+def beside_lines(beside: Mapping[str, Any], metric: str) -> list[str]:
+    """Return what was scored beside the plain figures, for people.
+
+    Args:
+        beside: of `Feeder.score_beside`.
+        metric: the figure that is told.
+    """
+    lines = []
+    if "corruptions" in beside:
+        lines += [f"corrupt  {line}" for line in corruption_lines(beside["corruptions"], metric)]
+    if "merged" in beside:
+        found = beside["merged"]
+        lines.append(f"merged   {found['merge_tokens']} tokens in each block: {metric} {found[metric]:.4f}")
+    return lines
 
 
 def end_screen(

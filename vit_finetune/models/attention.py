@@ -22,6 +22,7 @@ from vit_finetune.models.parts import build_norm
 
 if TYPE_CHECKING:
     from vit_finetune.models.backbone import Backbone
+    from vit_finetune.models.merging import TokenMerging
     from vit_finetune.models.vit_config import ViTConfig
 
 
@@ -65,10 +66,11 @@ class Heads(nn.Module):
         pattern, sizes = "b n (nh s hd) -> s b nh n hd", {"nh": self.num_heads, "s": self.queries_per_head}
         return self.q_norm(rearrange(q, pattern, **sizes)), self.k_norm(rearrange(k, pattern, **sizes))
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return attended values [B, N, A] of queries, keys and values [B, N, A]."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, merging: TokenMerging | None = None) -> Tensor:
+        """Return attended values [B, N, A] of queries, keys and values [B, N, A]; `merging` is told the keys."""
         (q,), (k,) = self.split(q, k)
-        return merge_heads(attend(q, k, split_heads(v, self.num_heads), dropout=self.dropout))
+        bias = None if merging is None else merging.look(k)
+        return merge_heads(attend(q, k, split_heads(v, self.num_heads), dropout=self.dropout, bias=bias))
 
     def map(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the attention map [B, nh, N, N] of queries and keys [B, N, A]."""
@@ -102,8 +104,9 @@ class DiffHeads(Heads):
         out: Tensor = first - second + self.lambda_init
         return out
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return attended values [B, N, D] of queries, keys and values [B, N, D]."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, merging: TokenMerging | None = None) -> Tensor:
+        """Return attended values [B, N, D] of queries, keys and values [B, N, D]; `merging` is for other heads."""
+        assert merging is None  # `check_mergeable` refuses
         (q1, q2), (k1, k2) = self.split(q, k)
         v = split_heads(v, self.num_heads)
         first, second = attend(q1, k1, v, dropout=self.dropout), attend(q2, k2, v, dropout=self.dropout)
@@ -128,10 +131,10 @@ class Attention(Heads):
         self.proj = nn.Linear(inner, dim, bias=config.proj_bias)
         self.proj_drop = nn.Dropout(config.proj_drop_rate)
 
-    def forward(self, x: Tensor, num_tokens: int | None = None) -> Tensor:
+    def forward(self, x: Tensor, num_tokens: int | None = None, merging: TokenMerging | None = None) -> Tensor:
         """Return tokens [B, N, D] of tokens [B, N, D], or the first `num_tokens` of them, which look at all."""
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        out: Tensor = self.proj_drop(self.proj(self.norm(self.mix(q[:, :num_tokens], k, v))))
+        out: Tensor = self.proj_drop(self.proj(self.norm(self.mix(q[:, :num_tokens], k, v, merging))))
         return out
 
     def attention_map(self, x: Tensor) -> Tensor:

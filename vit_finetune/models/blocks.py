@@ -18,6 +18,7 @@ from vit_finetune.models.layers import ACTIVATIONS
 from vit_finetune.models.parts import build_drop_path, build_layer_scale, build_mlp, build_norm, hidden_width
 
 if TYPE_CHECKING:
+    from vit_finetune.models.merging import TokenMerging
     from vit_finetune.models.vit_config import ViTConfig
 
 
@@ -42,9 +43,17 @@ class Block(BlockBase):
         self.ls2 = build_layer_scale(config)
         self.drop_path2 = build_drop_path(config, index, place=1)
 
-    def forward(self, x: Tensor, sample_seeds: Tensor | None = None, num_tokens: int | None = None) -> Tensor:
-        """Return tokens [B, N, D], or the first `num_tokens` of them, which look at all."""
-        x = x[:, :num_tokens] + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_tokens)), sample_seeds)
+    def forward(
+        self,
+        x: Tensor,
+        sample_seeds: Tensor | None = None,
+        num_tokens: int | None = None,
+        merging: TokenMerging | None = None,
+    ) -> Tensor:
+        """Return tokens [B, N, D], or the first `num_tokens` of them, which look at all; fewer with `merging`."""
+        x = x[:, :num_tokens] + self.drop_path1(self.ls1(self.attn(self.norm1(x), num_tokens, merging)), sample_seeds)
+        if merging is not None and num_tokens is None:  # only prefix tokens are left otherwise
+            x = merging.merge(x)
         out: Tensor = x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))), sample_seeds)
         return out
 
