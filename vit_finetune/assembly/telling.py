@@ -85,7 +85,7 @@ def beside_lines(beside: Mapping[str, Any], metric: str) -> list[str]:
         lines += [f"corrupt  {line}" for line in corruption_lines(beside["corruptions"], metric)]
     if "merged" in beside:
         found = beside["merged"]
-        lines.append(f"merged   {found['merge_tokens']} tokens in each block: {metric} {found[metric]:.4f}")
+        lines.append(f"merged   merge_tokens {found['merge_tokens']}: {metric} {found[metric]:.4f}")
     return lines
 
 

@@ -132,7 +132,7 @@ def plan_sizes(
             )
     if not sizes:
         return ()
-    end = int(round(until * num_steps, 9))  # forgives the rounding error of a product such as 0.7 x 10
+    end = int(round(until * num_steps, 9))  # forgives the rounding error of a product such as 0.29 x 100
     starts = [*(end * number // len(sizes) for number in range(len(sizes))), end]
     if any(first == second for first, second in pairwise(starts)):
         raise RequestError(
