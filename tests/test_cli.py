@@ -153,6 +153,23 @@ def test_merge_tokens__run_verbs_and_python_agree(
     assert (refused.code, "holds a fixed graph; give the run instead" in refused.err) == (2, True)
 
 
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("tuning.mode=readout", "evaluation.merge_tokens scores a network that was trained, not tuning.mode readout"),
+        ("train.budget=1m", "evaluation.merge_tokens scores a network that was trained, not train.budget"),
+        ("model.name=beit_base_patch16_224", "token merging is for plain ViTs, and this is a ViT with relative"),
+    ],
+)
+def test_merge_tokens__refused_before_anything_trains(
+    say: Any, recipe: Path, tmp_path: Path, override: str, named: str
+) -> None:
+    """Where no network is trained, or its tokens cannot be merged, the run says so at once and leaves nothing."""
+    said = say("train", recipe, "evaluation.merge_tokens=1", override)
+    assert (said.code, named in said.err, said.err.count("error:")) == (2, True, 1), said.err
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluate__scores_the_pictures_that_the_run_held_out(say: Any, pictures: Path, tmp_path: Path) -> None:
     """What is held out follows from the run's seed, so `evaluate RUN` gives the run's own figures at any seed."""
     config = tiny_config(pictures / "train", tmp_path / "run", train={"steps": 2})

@@ -11,14 +11,17 @@ import pytest
 import torch
 from run_helpers import make_pictures, tiny_config
 from torch import Tensor
+from training_helpers import plan_of
 
-from vit_finetune import finetune, load_splits
-from vit_finetune.assembly import make_plan
+from vit_finetune import create_model, finetune, load_splits
+from vit_finetune.assembly import FrozenWork, make_plan
 from vit_finetune.common.errors import RequestError
 from vit_finetune.config import Config
 from vit_finetune.finetune import RunResult
 from vit_finetune.models import variant_config
 from vit_finetune.models.layers import PatchEmbed
+from vit_finetune.training import RunConsole
+from vit_finetune.training.stages import plan_sizes
 
 SIZES = {"progressive_sizes": [16, [24, 16]], "progressive_until": 0.75}
 MODEL = {"drop_path_rate": 0.2, "patch_drop_rate": 0.25, "overrides": {"depth": 2, "embed_dim": 48, "patch_size": 8}}
@@ -132,3 +135,16 @@ def test_progressive__plan_refuses(pictures: Path, name: str, device: str, run: 
     accelerator: Any = SimpleNamespace(num_processes=1, mixed_precision="no", device=SimpleNamespace(type=device))
     with pytest.raises(RequestError, match=message):
         make_plan(config, load_splits(root=pictures), accelerator, network=network)
+
+
+def test_progressive__auto_keeps_no_prefix(pictures: Path) -> None:
+    """tuning.cache_prefix auto keeps a view where nothing varies, and none where the size does."""
+    still = {"scale": [1, 1], "ratio": [1, 1], "hflip": 0, "color_jitter": 0, "auto_augment": None, "random_erasing": 0}
+    tuning = {"mode": "last_n", "num_blocks": 1, "cache_prefix": "auto"}
+    config = Config.load(tiny_config(pictures, Path("run"), tuning=tuning, data={"root": str(pictures), **still}))
+    kept = []
+    for sizes in ((), plan_sizes([(16, 16)], until=0.5, num_steps=6, target=(32, 32), patch_size=(16, 16))):
+        feeder: Any = SimpleNamespace(plan=plan_of(sizes=sizes))
+        console, model = RunConsole(enabled=False), create_model("vit_tiny_patch16_224", depth=1)
+        kept.append(FrozenWork(config, model, [1], feeder, console)._num_views(feeder.plan.stages[0]))
+    assert kept == [1, 0]

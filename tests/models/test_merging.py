@@ -156,6 +156,17 @@ def test_merging__matches_in_full_precision_under_autocast() -> None:
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(coarse, plain, strict=True))
 
 
+def test_merging__counts_exactly_in_bfloat16() -> None:
+    """401 tokens become 1 + 1, and the sizes still add up: bfloat16 itself has no 257."""
+    merging, x = TokenMerging(400, num_prefix_tokens=1), torch.ones(2, 401, 4, dtype=torch.bfloat16)
+    while x.shape[1] > 2:
+        merging.look(x[:, None])
+        x = merging.merge(x)
+    assert x.dtype == torch.bfloat16
+    assert merging.sizes is not None
+    assert merging.sizes.tolist() == [[1, 400]] * 2
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [

@@ -97,10 +97,12 @@ class TokenMerging:
             1, kept, numbers[: count - num_merged].expand_as(kept)
         )
         place = place.scatter(1, gone, place.gather(1, into))
-        sizes = x.new_ones(batch, count) if self.sizes is None else self.sizes
+        sizes = self.sizes
+        if sizes is None:  # float32 at least: bfloat16 cannot count beyond 256
+            sizes = torch.ones(batch, count, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
         self.places = place if self.places is None else place.gather(1, self.places)
         self.sizes = _rows(sizes[:, :, None], kept, gone, place)[:, :, 0]
-        return _rows(x * sizes[:, :, None], kept, gone, place) / self.sizes[:, :, None]
+        return (_rows(x * sizes[:, :, None], kept, gone, place) / self.sizes[:, :, None]).to(x.dtype)
 
     def spread(self, x: Tensor) -> Tensor:
         """Return as many tokens as there were at first, [B, first N, D]: each that was merged is what it went into."""
