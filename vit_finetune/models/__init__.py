@@ -1,7 +1,7 @@
 """The networks: Vision Transformers in timm's layout. Knows torch and einops; no files, no network.
 
 Reading order: `layers.py`, `noise.py`, `backbone.py`; the plain ViT in `attention.py`, `blocks.py`, `vit.py`; rotary
-positions in `rope.py`, `rope_vit.py`; relative ones in `rel_pos_vit.py`; then `variants.py`, `head.py`.
+positions in `rope.py`, `rope_vit.py`; relative ones in `rel_pos_vit.py`; then `variants.py`, `head.py`, `merging.py`.
 """
 
 from vit_finetune.models.attention import attention_maps

@@ -158,8 +158,8 @@ class TrainPlan:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the numbers as plain JSON values."""
-        parts = {"stages": self.stages, "sizes": self.sizes}
-        return {**asdict(self), **{name: [asdict(part) for part in found] for name, found in parts.items()}}
+        stages, sizes = ([asdict(part) for part in found] for found in (self.stages, self.sizes))
+        return {**asdict(self), "stages": stages, "sizes": sizes}
 
 
 def steps_in(epochs: float, *, num_train: int, global_batch_size: int, least: int = 1) -> int:
