@@ -27,11 +27,7 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, netwo
     Raises:
         RequestError: the numbers contradict each other.
     """
-    for key in ("wise_ft", "early_stopping_patience"):
-        if getattr(config.train, key) and splits.val is None:
-            raise RequestError(f"train.{key} needs val pictures, and there are none; give data.val_split, or drop it")
-    if config.evaluation.merge_tokens:
-        check_mergeable(network)
+    _check(config, splits, network)
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
     schedule, evaluation = config.schedule, config.evaluation
@@ -75,6 +71,15 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, netwo
         probe_lr=tuning.probe_lr,
         sizes=_sizes(config, network, num_steps, accelerator.device.type),
     )
+
+
+def _check(config: Config, splits: Splits, network: NetworkConfig) -> None:
+    """Refuse what is scored where there is nothing to score, or by a network that cannot."""
+    for key in ("wise_ft", "early_stopping_patience"):
+        if getattr(config.train, key) and splits.val is None:
+            raise RequestError(f"train.{key} needs val pictures, and there are none; give data.val_split, or drop it")
+    if config.evaluation.merge_tokens:
+        check_mergeable(network)
 
 
 def _sizes(config: Config, network: NetworkConfig, num_steps: int, device_kind: str) -> tuple[PictureSize, ...]:
