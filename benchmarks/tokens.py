@@ -17,6 +17,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from vit_finetune import Config, Predictor, create_model, finetune, load_splits
-from vit_finetune.common.files import write_json
 from vit_finetune.data.loader import eval_batches
 from vit_finetune.models import MergedTokens
 
@@ -91,32 +91,33 @@ def training_lines(found: dict[str, list[dict[str, Any]]]) -> Iterator[str]:
 
 
 @torch.inference_mode()
-def merged(arguments: argparse.Namespace, run_dir: Path) -> dict[int, dict[str, Any]]:
-    """Score val with tokens merged in a finished network; return figures by their number."""
+def merged(arguments: argparse.Namespace, run_dir: Path) -> dict[str, dict[str, Any]]:
+    """Score val with tokens merged in a finished network; return seconds and hits by their number."""
     predictor = Predictor(run_dir, device="cpu")
     val = load_splits(root=arguments.folder).val
     assert val is not None
     networks: dict[int, nn.Module] = {
         number: MergedTokens(predictor.model, number) if number else predictor.model for number in arguments.merge
     }
-    found: dict[int, dict[str, Any]] = {number: {"seconds": 0.0, "right": []} for number in networks}
+    found: dict[str, dict[str, Any]] = {str(number): {"seconds": 0.0, "right": []} for number in networks}
     for batch in eval_batches(val, predictor.transform(), batch_size=BATCH):
         for number, network in networks.items():
             started = time.perf_counter()
             guess = network(batch.images).argmax(dim=1)
-            found[number]["seconds"] += time.perf_counter() - started
-            found[number]["right"] += (guess == batch.labels).tolist()
+            found[str(number)]["seconds"] += time.perf_counter() - started
+            found[str(number)]["right"] += (guess == batch.labels).tolist()
     return found
 
 
-def merging_lines(found: list[dict[int, dict[str, Any]]]) -> Iterator[str]:
+def merging_lines(found: list[dict[str, dict[str, Any]]]) -> Iterator[str]:
     """Yield a row for each number of merged tokens: means over seeds."""
     yield f"{'merge_tokens':<24}  {'val':>7}  {'images/s':>8}  {'faster':>6}  against none"
+    first = min(found[0], key=int)
     for number in found[0]:
         right = [hit for seed in found for hit in seed[number]["right"]]
-        none = [hit for seed in found for hit in seed[min(seed)]["right"]]
+        none = [hit for seed in found for hit in seed[first]["right"]]
         rate = statistics.fmean(len(seed[number]["right"]) / seed[number]["seconds"] for seed in found)
-        faster = statistics.median(seed[min(seed)]["seconds"] / seed[number]["seconds"] for seed in found)
+        faster = statistics.median(seed[first]["seconds"] / seed[number]["seconds"] for seed in found)
         yield f"{number:<24}  {np.mean(right):7.2%}  {rate:8.1f}  {faster:6.2f}  {against_plain(none, right)}"
 
 
@@ -138,38 +139,57 @@ def larger_lines(img_size: int, numbers: list[int], *, repeats: int = 5) -> Iter
         yield f"at {img_size} px, random weights, merge_tokens {number}: {ratio:.2f} x as fast"
 
 
+def rows_of(path: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the rows that were written with the same settings before."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [row for row in map(json.loads, lines) if row["settings"] == settings]
+
+
+def tables(rows: list[dict[str, Any]]) -> Iterator[str]:
+    """Yield both tables over the seeds that there are."""
+    trained: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        trained.setdefault(row["name"], []).append(row)
+    yield from training_lines(trained)
+    yield ""
+    yield from merging_lines([row["merged"] for row in trained["plain"]])
+
+
 def main() -> None:
-    """Print the tables, and write every figure as JSON."""
+    """Append a row for each run to a file, and print the tables; a run that is there is not repeated."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="root/{train,val}/CLASS/...")
     parser.add_argument("--pretrained", default="demo")
     parser.add_argument("--img-size", type=int, default=98)
     parser.add_argument("--sizes", type=int, nargs="+", default=[56, 70])
-    parser.add_argument("--drop", type=float, nargs="+", default=[0.25, 0.5])
+    parser.add_argument("--drop", type=float, nargs="*", default=[0.25, 0.5])
     parser.add_argument("--merge", type=int, nargs="+", default=[0, 2, 4, 8], help="the least counts as the plain one")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--precision", default="no", choices=["no", "bf16"], help="of training; merging is float32")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--larger", type=int, default=224, help="size at which random weights are timed, too; 0: none")
-    parser.add_argument("--output", type=Path, default=Path("tokens.json"))
+    parser.add_argument("--output", type=Path, default=Path("tokens.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    trained: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders(arguments)}
-    scored = []
+    settings = {
+        key: value for key, value in vars(arguments).items() if key not in ("seeds", "output", "larger", "drop")
+    }
+    rows = rows_of(arguments.output, settings)
     with tempfile.TemporaryDirectory() as work:
-        for seed in arguments.seeds:
-            for name, overrides in contenders(arguments).items():
-                run_dir = Path(work) / name.replace(" ", "_")
-                trained[name].append(train(arguments, run_dir, seed, overrides))
-            scored.append(merged(arguments, Path(work) / "plain"))
-    lines = [*training_lines(trained), "", *merging_lines(scored)]
+        for seed, (name, overrides) in product(arguments.seeds, contenders(arguments).items()):
+            if any((row["seed"], row["name"]) == (seed, name) for row in rows):
+                continue
+            row = {"settings": settings, "seed": seed, "name": name, **train(arguments, Path(work), seed, overrides)}
+            if name == "plain":
+                row["merged"] = merged(arguments, Path(work))
+            with arguments.output.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            rows = rows_of(arguments.output, settings)
+    lines = list(tables(rows))
     if arguments.larger:
         lines += ["", *larger_lines(arguments.larger, [0, 4, 8, 16])]
     print("\n" + "\n".join(lines))
-    write_json(
-        arguments.output, {"arguments": vars(arguments) | {"output": None}, "trained": trained, "merged": scored}
-    )
 
 
 if __name__ == "__main__":
