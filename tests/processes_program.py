@@ -216,8 +216,8 @@ def refuses_nan(accelerator: Accelerator) -> str:
 def whole_run(name: str, *, resume: bool = False, **sections: Any) -> None:
     """Fine-tune from pictures to a model folder."""
     config = tiny_config(FOLDER / "photos", FOLDER / name, **sections)
-    config["model"]["patch_drop_rate"] = 0.25
-    config["train"] |= {"steps": 6, "ema_decay": 0.8, "mixup_alpha": 0.8}
+    config["model"] |= {"patch_drop_rate": 0.25, "overrides": {**config["model"]["overrides"], "patch_size": 8}}
+    config["train"] |= {"steps": 6, "ema_decay": 0.8, "mixup_alpha": 0.8, "progressive_sizes": [16]}
     config["evaluation"] = {"every_steps": 2}
     finetune(config, resume=resume)
 

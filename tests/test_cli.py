@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -15,8 +16,9 @@ from PIL import Image
 from run_helpers import ROOT, make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import Config, cli, finetune
+from vit_finetune import Config, Predictor, cli, finetune
 from vit_finetune.finetune import RunResult
+from vit_finetune.models import MergedTokens
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +125,49 @@ def test_evaluate__corruptions_are_the_runs_own(say: Any, pictures: Path, tmp_pa
     shown = say("evaluate", run, "--corruptions").out
     assert f"mean   accuracy {told['mean']['accuracy']:.4f}" in shown
     assert f"corrupt  mean   accuracy {told['mean']['accuracy']:.4f}" in (run / "run.log").read_text()
+
+
+def test_merge_tokens__run_verbs_and_python_agree(
+    say: Any, finished: RunResult, pictures: Path, tmp_path: Path
+) -> None:
+    """Scored at the end of a run, by `evaluate`, `predict` and `Predictor`, merged tokens give the same figures, which
+    are not the plain ones; what was trained and saved is what it is without.
+    """
+    config = tiny_config(pictures, tmp_path / "run", train={"steps": 2}, evaluation={"merge_tokens": 1})
+    run = finetune(config)
+    for name in ("metrics.jsonl", "model/model.safetensors", "model/config.json"):
+        assert (run.run_dir / name).read_bytes() == (finished.run_dir / name).read_bytes(), name
+    figures = json.loads((run.run_dir / "metrics.json").read_text())
+    assert figures["merged"]["loss"] != figures["loss"]
+    assert "merged   merge_tokens 1: accuracy" in (run.run_dir / "run.log").read_text()
+    told = json.loads(say("evaluate", run.run_dir, "--merge-tokens", 1, "--json").out)
+    assert {name: told[name] for name in figures["merged"]} == pytest.approx(figures["merged"], abs=1e-6)
+    picture, merged = pictures / "val" / "red" / "0.png", Predictor(run, merge_tokens=1, temperature=1.0)
+    said = say("predict", run.run_dir, picture, "--merge-tokens", 1, "--raw").out
+    assert f"{merged(picture).top(1)[0][0][1]:.4f}" in said
+    logits = MergedTokens(run.model, 1)(merged.pixels([picture]))
+    np.testing.assert_allclose(merged(picture).probabilities, logits.softmax(dim=1).detach().numpy(), atol=1e-7)
+    assert np.abs(merged.embed(picture) - Predictor(run).embed(picture)).max() > 1e-4
+    assert Predictor(run).network is not Predictor(run, merge_tokens=1).network
+    refused = say("predict", tmp_path / "x.onnx", picture, "--merge-tokens", 1)
+    assert (refused.code, "holds a fixed graph; give the run instead" in refused.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("override", "named"),
+    [
+        ("tuning.mode=readout", "evaluation.merge_tokens scores a network that was trained, not tuning.mode readout"),
+        ("train.budget=1m", "evaluation.merge_tokens scores a network that was trained, not train.budget"),
+        ("model.name=beit_base_patch16_224", "token merging is for plain ViTs, and this is a ViT with relative"),
+    ],
+)
+def test_merge_tokens__refused_before_anything_trains(
+    say: Any, recipe: Path, tmp_path: Path, override: str, named: str
+) -> None:
+    """Where no network is trained, or its tokens cannot be merged, the run says so at once and leaves nothing."""
+    said = say("train", recipe, "evaluation.merge_tokens=1", override)
+    assert (said.code, named in said.err, said.err.count("error:")) == (2, True, 1), said.err
+    assert not (tmp_path / "run").exists()
 
 
 def test_evaluate__scores_the_pictures_that_the_run_held_out(say: Any, pictures: Path, tmp_path: Path) -> None:

@@ -37,16 +37,16 @@ class OnnxPredictor(Predictor):
         temperature: float | None = None,
         min_probability: float | None = None,
     ) -> None:
-        self.network = OnnxNetwork(path)
-        about = self.network.about
+        self.graph = OnnxNetwork(path)
+        about = self.graph.about
         assert about.class_names is not None
         assert about.preprocess is not None
         self.preprocess, self.class_names, self.thresholds = about.preprocess, about.class_names, about.thresholds
-        self.temperature = self.network.temperature if temperature is None else temperature
+        self.temperature = self.graph.temperature if temperature is None else temperature
         self.min_probability = min_probability
         self.device = torch.device("cpu")
-        self.batch_size = 1 if self.network.takes_bytes else batch_size
-        self.model = self.network  # type: ignore[assignment]  # logits are all that is asked of it
+        self.batch_size = 1 if self.graph.takes_bytes else batch_size
+        self.model = self.network = self.graph  # type: ignore[assignment]  # logits are all that is asked of it
         self._transform = self.transform()
 
     def transform(self, corruption: Corruption | None = None) -> Transform:
@@ -55,7 +55,7 @@ class OnnxPredictor(Predictor):
         Raises:
             RequestError: corrupted pictures are asked of a graph that prepares pictures itself.
         """
-        if not self.network.takes_bytes:
+        if not self.graph.takes_bytes:
             return super().transform(corruption)
         if corruption is not None:
             raise RequestError(

@@ -16,6 +16,7 @@ import torch
 from vit_finetune.assembly import (
     FrozenWork,
     add_adapters,
+    beside_lines,
     blend_with_start,
     build_model,
     end_screen,
@@ -36,7 +37,6 @@ from vit_finetune.common.machine import environment
 from vit_finetune.common.seeding import derive_seed
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.data.sources import FROM_PYTHON
 from vit_finetune.evaluation import note_opening, opening_lines, temperature_of, write_evaluation
 from vit_finetune.export import export_model_folder
@@ -249,9 +249,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     blend = blend_with_start(config, model, feeder, load_start(run_dir)) if config.train.wise_ft else None
     final_split, pictures = ("test", splits.test) if splits.test is not None else ("val", splits.val)
     result, thresholds, calibration = feeder.score_at_the_end(model)
-    corrupted = None
-    if config.evaluation.corruptions and pictures is not None:
-        corrupted = feeder.score_corrupted(model, pictures, thresholds=thresholds if splits.test is not None else None)
+    at = thresholds if splits.test is not None else None
+    beside = {} if pictures is None else feeder.score_beside(model, pictures, thresholds=at)
     model = model.to("cpu").eval()
     finished = RunResult(run_dir, model, {} if result is None else result.metrics, best_step, done.step)
 
@@ -275,8 +274,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
             summary["per_class"] = result.per_class
             if final_split == "test":
                 summary["num_test_openings"] = note_opening(run_dir, command="train", metrics=result.metrics)
-        if corrupted is not None:
-            summary["corruptions"] = corrupted
+        summary |= beside
         if blend is not None:
             summary["wise_ft"] = {"alpha": blend.chosen, "val": list(blend.rows)}
         write_json(run_dir / "metrics.json", summary)
@@ -284,9 +282,7 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
     on_main(accelerator, write)
     about_report = on_main(accelerator, lambda: report_at_end(config, splits))
     end_run(accelerator)
-    if corrupted is not None:
-        console.say(*(f"corrupt  {line}" for line in corruption_lines(corrupted, plan.metric)))
-    console.say(*feeder.lines(), *opening_lines(run_dir), *about_report)
+    console.say(*beside_lines(beside, plan.metric), *feeder.lines(), *opening_lines(run_dir), *about_report)
     console.say(
         *end_screen(
             run_dir, finished.metrics, best_step=best_step, split=final_split, blend=blend, calibration=calibration

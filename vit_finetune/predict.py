@@ -133,7 +133,7 @@ def _score(
         seed=0 if corruption is None else corruption.seed(seed),
     )
     return score(
-        predictor.model,
+        predictor.network,
         batches,
         class_names=predictor.class_names,
         num_expected=len(pictures),

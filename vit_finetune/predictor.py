@@ -25,7 +25,7 @@ from vit_finetune.data.corruptions import Corruption
 from vit_finetune.data.transforms import Transform, build_eval_transform
 from vit_finetune.evaluation import Predictions
 from vit_finetune.evaluation.predictions import joined
-from vit_finetune.models import Backbone
+from vit_finetune.models import Backbone, MergedTokens
 from vit_finetune.pictures import pictures_in
 from vit_finetune.weights import from_pretrained
 
@@ -72,10 +72,12 @@ class Predictor:
         temperature: what logits are divided by; None takes the one that the run fitted on val, if it did, so that
             probabilities are calibrated; 1 gives raw ones. The first guess is the same at any.
         min_probability: below it the model abstains (see `Predictions.abstained` and `choose_threshold`); in [0, 1].
+        merge_tokens: patches that become one in each block of a plain ViT (token merging, arXiv 2210.09461): faster,
+            and not the same logits; 0 merges none.
 
     Raises:
         RequestError: there is no such model, it does not say its classes or preprocessing, or a number is out of range
-            or given to a network for several classes a picture.
+            or given to a network for several classes a picture, or its tokens cannot be merged.
     """
 
     def __init__(
@@ -89,6 +91,7 @@ class Predictor:
         thresholds: Sequence[float] | None = None,
         temperature: float | None = None,
         min_probability: float | None = None,
+        merge_tokens: int = 0,
     ) -> None:
         if isinstance(run_or_model, Backbone):
             self.model, spec, names = run_or_model, preprocess, class_names
@@ -113,6 +116,9 @@ class Predictor:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.batch_size = batch_size
         self.model.to(self.device).eval()
+        self.network: Backbone | MergedTokens = (
+            self.model if merge_tokens == 0 else MergedTokens(self.model, merge_tokens)
+        )
         self._transform = self.transform()
 
     def transform(self, corruption: Corruption | None = None) -> Transform:
@@ -151,7 +157,7 @@ class Predictor:
             RequestError: a picture cannot be read; the message names it.
         """
         for pictures in batched(pictures_in(images), self.batch_size):
-            logits = self._run(pictures, self.model)
+            logits = self._run(pictures, self.network)
             yield self._predictions(logits, tuple(str(item) if isinstance(item, Path) else None for item in pictures))
 
     def embed(self, images: Picture | Iterable[Picture]) -> np.ndarray:
@@ -182,7 +188,7 @@ class Predictor:
         """
 
         def features(pixels: Tensor) -> Tensor:
-            return self.model.forward_head(self.model.forward_features(pixels), pre_logits=True)
+            return self.network.forward_head(self.network.forward_features(pixels), pre_logits=True)
 
         for pictures in batched(pictures_in(images), self.batch_size):
             paths = tuple(str(item) if isinstance(item, Path) else None for item in pictures)

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 _UNWRAPS = {"NO", "MULTI_CPU", "MULTI_GPU"}
 
 
+def _take_other_sizes(model: Backbone, enabled: bool) -> None:
+    """Let a network take pictures of every size that patches divide, or what its config says; no parameter changes."""
+    model.patch_embed.dynamic = enabled or model.config.dynamic_img_size
+
+
 class Staging:
     """The network of a run, ready for the stage it is in.
 
@@ -98,6 +103,7 @@ class Staging:
             kept = optimizer_tensors(self.optimizer)
             self._unwrap()
         self.choose(stage)
+        _take_other_sizes(self._model, bool(self._plan.sizes))
         if self._shards:
             self._kept = copy.deepcopy(self._model)  # sharding has no way back
         self.place(self._model)
@@ -194,8 +200,10 @@ class Staging:
         if self._kept is not None:
             del self.wrapped, self.optimizer
             self._accelerator.free_memory()
-            return self._kept.to(self._accelerator.device)
-        bare: Backbone = self._accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+            bare = self._kept.to(self._accelerator.device)
+        else:
+            bare = self._accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        _take_other_sizes(bare, False)
         return bare
 
     def to_mapping(self) -> list[dict[str, int]]:

@@ -17,9 +17,9 @@ def test_attention_maps__reproduce_what_forward_attends(name, monkeypatch):
     """For every attention layer, map @ values is what the forward pass computed, and maps are explicit softmaxes."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def spy(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+    def spy(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, bias: Tensor | None = None) -> Tensor:
         seen.append((q, k, v))
-        return attend(q, k, v, dropout=dropout)
+        return attend(q, k, v, dropout=dropout, bias=bias)
 
     model = small(name)
     x = images(model.config)

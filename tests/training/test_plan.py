@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,14 @@ from training_helpers import plan_of
 
 from vit_finetune.common.errors import RequestError
 from vit_finetune.training import Stage, micro_batch, plan_stages, steps_in
+from vit_finetune.training.micro_batches import MicroBatches
+from vit_finetune.training.stages import PictureSize, plan_sizes
+
+SIZES = (
+    PictureSize(first_step=0, height=16, width=16),
+    PictureSize(first_step=2, height=16, width=32),
+    PictureSize(first_step=4, height=32, width=32),
+)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +136,14 @@ def test_plan__epoch() -> None:
 
 def test_plan__is_json() -> None:
     """The plan is plain JSON, every number under its name."""
-    plan = plan_of()
+    plan = plan_of(sizes=SIZES)
     mapping = json.loads(json.dumps(plan.to_mapping()))
     assert mapping["num_steps"] == 6
-    assert type(plan)(**(mapping | {"stages": tuple(Stage(**stage) for stage in mapping["stages"])})) == plan
+    read = {
+        "stages": tuple(Stage(**stage) for stage in mapping["stages"]),
+        "sizes": tuple(PictureSize(**size) for size in mapping["sizes"]),
+    }
+    assert type(plan)(**(mapping | read)) == plan
 
 
 def test_plan__warm_up_too_long() -> None:
@@ -263,3 +276,74 @@ def test_stage_at__every_step() -> None:
     plan = plan_of(num_steps=6, stages=(Stage(mode="linear_probe"), Stage(first_step=2), Stage(first_step=5)))
     assert [plan.stage_at(step).first_step for step in range(7)] == [0, 0, 2, 2, 2, 5, 5]
     assert [plan.end_of(stage) for stage in plan.stages] == [2, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("sizes", "until", "num_steps", "starts"),
+    [
+        ([], 0.7, 10, []),
+        ([(56, 56)], 0.29, 100, [(0, 56), (29, 98)]),  # 0.29 x 100 is 28.999999999999996 in floating point
+        ([(56, 56), (77, 77)], 0.7, 100, None),
+        ([(56, 56), (70, 70)], 0.7, 100, [(0, 56), (35, 70), (70, 98)]),
+        ([(56, 56), (70, 70)], 0.99, 3, [(0, 56), (1, 70), (2, 98)]),
+        ([(98, 98)], 0.5, 2, [(0, 98), (1, 98)]),
+    ],
+)
+def test_plan_sizes__equal_parts_then_the_target(
+    sizes: list[tuple[int, int]], until: float, num_steps: int, starts: list[tuple[int, int]] | None
+) -> None:
+    """Sizes share the first steps evenly and the target has the rest; a size that patches do not divide is refused."""
+
+    def found() -> list[tuple[int, int]]:
+        plan = plan_sizes(sizes, until=until, num_steps=num_steps, target=(98, 98), patch_size=(14, 14))
+        return [(size.first_step, size.height) for size in plan]
+
+    if starts is not None:
+        assert found() == starts
+        return
+    with pytest.raises(RequestError) as error:
+        found()
+    assert str(error.value) == (
+        "a size of train.progressive_sizes is 77x77 pixels; patches of 14x14 have to divide it, and at most 98x98 are "
+        "allowed; the nearest is 84x84"
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sizes": [(112, 56)]}, r"is 112x56 pixels; .* the nearest is 98x56"),
+        ({"sizes": [(5, 56)]}, r"is 5x56 pixels; .* the nearest is 14x56"),
+        ({"target": (100, 98)}, r"model.img_size, the target of train.progressive_sizes is 100x98 .* is 98x98"),
+        ({"num_steps": 1}, r"has 1 sizes for the first 0 of 1 steps; give a step to each"),
+        ({"sizes": [(14, 14), (28, 28)], "num_steps": 2}, r"has 2 sizes for the first 1 of 2 steps"),
+    ],
+)
+def test_plan_sizes__refuses(changes: dict[str, object], message: str) -> None:
+    """Sizes too large or too small, a target that patches do not divide, and sizes without a step are refused."""
+    values: dict[str, Any] = {"sizes": [(56, 56)], "until": 0.7, "num_steps": 10, "target": (98, 98)}
+    values |= changes
+    with pytest.raises(RequestError, match=message):
+        plan_sizes(values.pop("sizes"), **values, patch_size=(14, 14))
+
+
+def test_plan__size_is_a_function_of_the_step() -> None:
+    """The size of a step, the stretches of one size from any step on, and how much longer steps may yet become."""
+    plan = plan_of(sizes=SIZES)
+    assert [plan.size_at(step) for step in range(6)] == [(16, 16)] * 2 + [(16, 32)] * 2 + [(32, 32)] * 2
+    assert list(plan.stretches(0, 6)) == [(0, 2), (2, 4), (4, 6)]
+    assert list(plan.stretches(3, 5)) == [(3, 4), (4, 5)]
+    assert list(plan.stretches(4, 6)) == [(4, 6)]
+    assert [plan.growth_after(step) for step in range(1, 7)] == [3, 3, 1, 1, 0, 0]
+    assert (plan_of().size_at(3), plan_of().growth_after(3), list(plan_of().stretches(2, 6))) == (None, 0, [(2, 6)])
+
+
+def test_micro_batches__are_proven_anew_where_the_size_changes() -> None:
+    """Processes rehearse the first step of each size, as none of its shape was seen to fit."""
+    micro = MicroBatches(plan_of(sizes=SIZES))
+    proven = []
+    for step in range(6):
+        micro.begin(step)
+        proven.append(micro.proven)
+        micro.proven = True
+    assert proven == [False, True, False, True, False, True]

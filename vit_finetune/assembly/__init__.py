@@ -9,12 +9,13 @@ from vit_finetune.assembly.learning import make_objective, settle_metric
 from vit_finetune.assembly.network import add_adapters, build_model, preprocess_of, train_transform_of
 from vit_finetune.assembly.numbers import make_plan, settle_micro_batch
 from vit_finetune.assembly.opening import open_run_folder, prepare_manifest
-from vit_finetune.assembly.telling import end_screen, flat, start_screen
+from vit_finetune.assembly.telling import beside_lines, end_screen, flat, start_screen
 
 __all__ = [
     "Feeder",
     "FrozenWork",
     "add_adapters",
+    "beside_lines",
     "blend_with_start",
     "build_model",
     "end_screen",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ from vit_finetune.evaluation import (
     wise_ft_blend,
 )
 from vit_finetune.evaluation.multilabel import HALF
-from vit_finetune.models import Backbone
+from vit_finetune.models import Backbone, MergedTokens
 from vit_finetune.training import RunConsole, TrainPlan
 from vit_finetune.training.sharding import in_step
 
@@ -102,20 +103,27 @@ class Feeder:
             until: steps done then.
             make_worker: see `train_batches`.
         """
-        plan = self.plan
-        steps = train_batches(
+        end = self.plan.num_steps if until is None else until
+        parts = (self._train_part(*part, make_worker=make_worker) for part in self.plan.stretches(start_step, end))
+        steps = chain.from_iterable(parts)
+        return self.wait.timed([self._arriving(batch) for batch in step] for step in steps)
+
+    def _train_part(self, first: int, end: int, *, make_worker: Callable[..., Worker]) -> Iterator[list[Batch]]:
+        """Yield the micro-batches of the steps [first, end), whose pictures have one size."""
+        plan, size = self.plan, self.plan.size_at(first)
+        preprocess = self.preprocess if size is None else self.preprocess.with_size(*size)
+        return train_batches(
             self.sources["train"],
-            train_transform_of(self.config, self.preprocess, as_bytes=self._as_bytes),
+            train_transform_of(self.config, preprocess, as_bytes=self._as_bytes),
             seed=plan.seed,
             global_batch_size=plan.global_batch_size,
             per_device_batch_size=plan.per_device_batch_size,
-            start_step=start_step,
-            num_steps=(plan.num_steps if until is None else until) - start_step,
+            start_step=first,
+            num_steps=end - first,
             balanced=self.config.train.imbalance == "balanced_sampler",
             in_pairs=self.config.train.mixes,
             **self._share(make_worker),
         )
-        return self.wait.timed([self._arriving(batch) for batch in step] for step in steps)
 
     def val_scorer(self) -> Callable[[nn.Module], EvalResult] | None:
         """Return what scores a network on the val split, or None where there is none."""
@@ -144,15 +152,27 @@ class Feeder:
             return result, thresholds, None
         return result, thresholds, calibrate(on_val, result, measured_on="val" if test is None else "test")
 
-    def score_corrupted(
-        self, model: nn.Module, pictures: ImageSet, *, thresholds: Sequence[float] | None = None
+    def score_beside(
+        self, model: Backbone, pictures: ImageSet, *, thresholds: Sequence[float] | None = None
     ) -> dict[str, Any]:
-        """Score every picture under every corruption."""
+        """Score what the recipe wants to know beside the plain figures.
 
-        def figures(corruption: Corruption) -> dict[str, float]:
-            return self.score(model, pictures, corruption=corruption, thresholds=thresholds).metrics
+        Args:
+            model: the finished network.
+            pictures: the split of the plain figures.
+            thresholds: for several classes a picture, from which probability on it has each.
 
-        return over_corruptions(figures)
+        Returns:
+            `corruptions`, of every corruption; `merged`, with tokens merged; each only where it is asked for.
+        """
+        section, beside = self.config.evaluation, dict[str, Any]()
+        scored = partial(self.score, pictures=pictures, thresholds=thresholds)
+        if section.corruptions:
+            beside["corruptions"] = over_corruptions(lambda corruption: scored(model, corruption=corruption).metrics)
+        if section.merge_tokens:
+            merged = scored(MergedTokens(model, section.merge_tokens)).metrics
+            beside["merged"] = {"merge_tokens": section.merge_tokens, **merged}
+        return beside
 
     def _eval_transform(self, corruption: Corruption | None, *, is_cropped: bool) -> Transform:
         """Return the evaluation transform, or its second half for pictures that are cropped already."""

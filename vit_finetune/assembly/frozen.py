@@ -141,7 +141,8 @@ class FrozenWork:
             return wanted
         steps = self._plan.end_of(stage) - stage.first_step
         pays = self._plan.epoch_at(steps) > 1 and is_still(self.config.data)
-        return int(pays and not self.config.train.mixes and self.config.data.on_bad_image == "error")
+        changes = self.config.train.mixes or bool(self._plan.sizes)
+        return int(pays and not changes and self.config.data.on_bad_image == "error")
 
     def train(self, start_step: int) -> Iterator[list[Batch | BytesBatch]]:
         """Yield the micro-batches of every step from `start_step` to the last.

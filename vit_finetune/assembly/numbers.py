@@ -9,12 +9,13 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.common.sizes import parse_size
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
-from vit_finetune.models import Backbone, NetworkConfig
+from vit_finetune.models import Backbone, NetworkConfig, check_mergeable
 from vit_finetune.training import TrainPlan, micro_batch, plan_stages, steps_in
 from vit_finetune.training.memory import find_micro_batch
 from vit_finetune.training.micro_batches import remembered_micro_batch, with_micro_batch
 from vit_finetune.training.plan import largest_share
 from vit_finetune.training.sharding import FSDP, is_wanted
+from vit_finetune.training.stages import PictureSize, plan_sizes
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -26,9 +27,7 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, netwo
     Raises:
         RequestError: the numbers contradict each other.
     """
-    for key in ("wise_ft", "early_stopping_patience"):
-        if getattr(config.train, key) and splits.val is None:
-            raise RequestError(f"train.{key} needs val pictures, and there are none; give data.val_split, or drop it")
+    _check(config, splits, network)
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
     schedule, evaluation = config.schedule, config.evaluation
@@ -70,6 +69,38 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, netwo
         ),
         probe_steps=probe_steps,
         probe_lr=tuning.probe_lr,
+        sizes=_sizes(config, network, num_steps, accelerator.device.type),
+    )
+
+
+def _check(config: Config, splits: Splits, network: NetworkConfig) -> None:
+    """Refuse what is scored where there is nothing to score, or by a network that cannot."""
+    for key in ("wise_ft", "early_stopping_patience"):
+        if getattr(config.train, key) and splits.val is None:
+            raise RequestError(f"train.{key} needs val pictures, and there are none; give data.val_split, or drop it")
+    if config.evaluation.merge_tokens:
+        check_mergeable(network)
+
+
+def _sizes(config: Config, network: NetworkConfig, num_steps: int, device_kind: str) -> tuple[PictureSize, ...]:
+    """Return the sizes of the training pictures; refuse what a network or a device cannot do with several."""
+    train = config.train
+    if train.progressive_sizes and not network.places_any_grid:
+        raise RequestError(
+            f"train.progressive_sizes needs positions that are made for each picture size, which a {network.KIND} has "
+            "not; leave it out"
+        )
+    if train.progressive_sizes and config.run.deterministic and device_kind == "cuda":
+        raise RequestError(
+            "train.progressive_sizes resamples the position table, for whose gradient a GPU has no algorithm that "
+            "repeats bit for bit; leave it or run.deterministic out"
+        )
+    return plan_sizes(
+        train.progressive_sizes,
+        until=train.progressive_until,
+        num_steps=num_steps,
+        target=network.img_size,
+        patch_size=network.patch_size,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from vit_finetune.config import Config
 from vit_finetune.data import Splits
+from vit_finetune.data.corruptions import corruption_lines
 from vit_finetune.evaluation import Blend, Calibration
 from vit_finetune.models import Backbone
 from vit_finetune.training import TrainPlan
@@ -49,9 +50,17 @@ def start_screen(
         f"{plan.warmup_steps} steps of warm-up, then {plan.schedule}, peak lr {plan.lr:g}",
         f"plan     {plan.num_processes} process(es) x {plan.per_device_batch_size} pictures x "
         f"{plan.gradient_accumulation_steps} accumulated, precision {plan.mixed_precision}, on {place}",
+        *_sizes(plan),
         f"learns   {', '.join(_learned(config))}; the best by {plan.metric}",
         f"run      {config.run.dir}",
     ]
+
+
+def _sizes(plan: TrainPlan) -> list[str]:
+    """Return the line about training pictures that change their size."""
+    ends = [size.first_step for size in plan.sizes[1:]] + [plan.num_steps]
+    told = (f"{size.height}x{size.width} to step {end}" for size, end in zip(plan.sizes, ends, strict=False))
+    return [f"sizes    {', '.join(told)}; val is scored at the last"] if plan.sizes else []
 
 
 def _learned(config: Config) -> Iterator[str]:
@@ -62,6 +71,22 @@ def _learned(config: Config) -> Iterator[str]:
     for key in ("label_smoothing", "mixup_alpha", "cutmix_alpha", "mixup_off_epoch", "ema_decay"):
         if getattr(train, key):
             yield f"{key} {getattr(train, key):g}"
+
+
+def beside_lines(beside: Mapping[str, Any], metric: str) -> list[str]:
+    """Return what was scored beside the plain figures, for people.
+
+    Args:
+        beside: of `Feeder.score_beside`.
+        metric: the figure that is told.
+    """
+    lines = []
+    if "corruptions" in beside:
+        lines += [f"corrupt  {line}" for line in corruption_lines(beside["corruptions"], metric)]
+    if "merged" in beside:
+        found = beside["merged"]
+        lines.append(f"merged   merge_tokens {found['merge_tokens']}: {metric} {found[metric]:.4f}")
+    return lines
 
 
 def end_screen(

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from vit_finetune.evaluation import EvalResult, Predictions
     from vit_finetune.predictor import Predictor
 
+MergeTokens = Annotated[
+    int,
+    typer.Option(
+        min=0, metavar="R", help="Merge R patches in each block of a plain ViT (ToMe): faster, not the same figures."
+    ),
+]
+
 
 @app.command()
 def evaluate(
@@ -35,6 +42,7 @@ def evaluate(
         bool, typer.Option("--corruptions", help="Score under blur, noise and JPEG at three strengths too.")
     ] = False,
     device: Device = None,
+    merge_tokens: MergeTokens = 0,
     max_risk: Annotated[
         float | None,
         typer.Option(
@@ -56,10 +64,12 @@ def evaluate(
 
     if foreign is not None and max_risk is None:
         raise RequestError("--foreign is shown with a threshold; give --max-risk too")
-    predictor = _predictor(model, device)
+    predictor = _predictor(model, device, merge_tokens)
     section = _data_section(model, data or [])
     result = score(model, section, split=split, predictor=predictor)
     told: dict[str, Any] = {**result.metrics, "num_samples": result.num_samples, "per_class": result.per_class}
+    if merge_tokens:
+        told["merge_tokens"] = merge_tokens
     num_openings = 0 if data else _note_test(model, section, split, result.metrics)
     if num_openings:
         told["num_test_openings"] = num_openings
@@ -102,12 +112,16 @@ def _note_test(model: str, section: str | dict[str, Any] | Splits, split: str | 
     return note_opening(Path(model), command="evaluate", metrics=metrics)
 
 
-def _predictor(model: str, device: str | None, **options: Any) -> Predictor:
+def _predictor(model: str, device: str | None, merge_tokens: int, **options: Any) -> Predictor:
     """Return what classifies pictures: a finished model, or an exported ONNX file."""
     from vit_finetune.exported import OnnxPredictor, is_onnx
     from vit_finetune.predictor import Predictor
 
-    return OnnxPredictor(model, **options) if is_onnx(model) else Predictor(model, device=device, **options)
+    if not is_onnx(model):
+        return Predictor(model, device=device, merge_tokens=merge_tokens, **options)
+    if merge_tokens:
+        raise RequestError(f"--merge-tokens changes a network, and {model} holds a fixed graph; give the run instead")
+    return OnnxPredictor(model, **options)
 
 
 def _figure_lines(result: EvalResult) -> Iterator[str]:
@@ -169,6 +183,7 @@ def predict(
     top_k: Annotated[int, typer.Option(min=1, help="Classes to list for each picture, best first.")] = 5,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures per forward pass.")] = 32,
     device: Device = None,
+    merge_tokens: MergeTokens = 0,
     overwrite: Overwrite = False,
 ) -> None:
     """Classify pictures with a finished model.
@@ -184,6 +199,7 @@ def predict(
     predictor = _predictor(
         model,
         device,
+        merge_tokens,
         batch_size=batch_size,
         temperature=1.0 if raw else None,
         min_probability=min_probability,

@@ -72,6 +72,30 @@ class Config(Section):
         return self
 
     @model_validator(mode="after")
+    def _what_merges(self) -> Config:
+        for what, is_asked in {
+            "tuning.mode readout": self.tuning.mode == "readout",
+            "train.budget": self.train.budget is not None,
+        }.items():
+            if self.evaluation.merge_tokens and is_asked:
+                raise ValueError(f"evaluation.merge_tokens scores a network that was trained, not {what}; leave it out")
+        return self
+
+    @model_validator(mode="after")
+    def _what_changes_size(self) -> Config:
+        reasons = {
+            "train.budget, whose rungs are timed at one size": self.train.budget is not None,
+            "train.compile, which compiles the network for one size": self.train.compile,
+            "tuning.cache_prefix, which keeps what pictures of one size give": isinstance(
+                self.tuning.cache_prefix, int
+            ),
+        }
+        for what, is_asked in reasons.items():
+            if self.train.progressive_sizes and is_asked:
+                raise ValueError(f"train.progressive_sizes does not work with {what}")
+        return self
+
+    @model_validator(mode="after")
     def _what_can_be_sharded(self) -> Config:
         if self.run.strategy != "fsdp":
             return self

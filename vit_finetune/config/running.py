@@ -27,6 +27,9 @@ class EvaluationConfig(Section):
     (that one and micro_f1 are for them only, macro_accuracy and top5 for one class a picture only)."""
     corruptions: bool = False
     """At the end, score the model under blur, noise and JPEG at three strengths too, beside the clean figures."""
+    merge_tokens: Annotated[int, Field(ge=0)] = 0
+    """At the end, score the model with so many patches merged in each block, too (ToMe, arXiv 2210.09461), beside the
+    plain figures: what `predict --merge-tokens` would give. Of a plain ViT; 0 is off. The model stays as it is."""
     batch_size: PositiveInt | Literal["auto"] = "auto"
     """Pictures that one process scores at once; auto: as many as in training."""
 

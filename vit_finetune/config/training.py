@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from vit_finetune.common.sizes import parse_size
-from vit_finetune.config.kinds import AS_TEXT, OR_ADDED_MODE, Duration, Fraction, PositiveFloat, PositiveInt, Rate
+from vit_finetune.config.kinds import AS_TEXT, OR_ADDED_MODE, Duration, Fraction, PositiveFloat, PositiveInt, Rate, Size
 from vit_finetune.recipe import Section
 
 
@@ -82,7 +82,7 @@ class TuningConfig(Section):
 # Of TrainConfig: what only the training of a network reads. At their defaults they say nothing to a readout.
 FOR_NETWORKS = (
     *("task", "imbalance", "mixup_alpha", "cutmix_alpha", "mixup_prob", "mixup_switch_prob", "mixup_off_epoch"),
-    *("ema_decay", "early_stopping_patience"),
+    *("ema_decay", "early_stopping_patience", "progressive_sizes", "progressive_until"),
 )
 
 
@@ -136,6 +136,11 @@ class TrainConfig(Section):
     max_memory: str | None = None
     """Memory for one process, such as 6GB (10^9 bytes): the largest micro-batch that stays below it is found at the
     start. null: all there is on a GPU, no limit on a CPU. Needs per_device_batch_size: auto."""
+    progressive_sizes: tuple[Size, ...] = ()
+    """Train on smaller pictures first: sizes in pixels, such as [56, 77], each for an equal part of the steps up to
+    progressive_until, then model.img_size. Patches divide each. Evaluation is always at model.img_size. [] is off."""
+    progressive_until: Annotated[float, Field(gt=0, lt=1)] = 0.7
+    """With progressive_sizes: share of the steps before model.img_size is reached."""
     wise_ft: bool | tuple[Fraction, ...] = False
     """At the end, score points between the weights before and after fine-tuning on val and keep the best (WiSE-FT): the
     shares of the fine-tuned weights, or true for 0, 0.1, ..., 1. Never worse on val than without."""
@@ -163,6 +168,13 @@ class TrainConfig(Section):
                 f"mixing keeps pairs together, and train.per_device_batch_size {self.per_device_batch_size} is odd; "
                 "give an even one, or auto"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _sizes(self) -> TrainConfig:
+        default = type(self).model_fields["progressive_until"].default
+        if self.progressive_until != default and not self.progressive_sizes:
+            raise ValueError("train.progressive_until does nothing without train.progressive_sizes")
         return self
 
     @model_validator(mode="after")

@@ -1,7 +1,7 @@
 """The networks: Vision Transformers in timm's layout. Knows torch and einops; no files, no network.
 
 Reading order: `layers.py`, `noise.py`, `backbone.py`; the plain ViT in `attention.py`, `blocks.py`, `vit.py`; rotary
-positions in `rope.py`, `rope_vit.py`; relative ones in `rel_pos_vit.py`; then `variants.py`, `head.py`.
+positions in `rope.py`, `rope_vit.py`; relative ones in `rel_pos_vit.py`; then `variants.py`, `head.py`, `merging.py`.
 """
 
 from vit_finetune.models.attention import attention_maps
@@ -9,6 +9,7 @@ from vit_finetune.models.backbone import Backbone
 from vit_finetune.models.bias_table import resize_bias_table
 from vit_finetune.models.features import FeatureLayout, read_features
 from vit_finetune.models.head import replace_head
+from vit_finetune.models.merging import MergedTokens, check_mergeable
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.prefix import SecondHalf, boundary_of, forward_prefix, prefix_tensors
 from vit_finetune.models.readout import (
@@ -32,6 +33,7 @@ __all__ = [
     "FeatureLayout",
     "KNNReadout",
     "LinearReadout",
+    "MergedTokens",
     "NetworkConfig",
     "Readout",
     "ReadoutModel",
@@ -47,6 +49,7 @@ __all__ = [
     "boundary_of",
     "build_model",
     "build_readout",
+    "check_mergeable",
     "count_parameters",
     "create_model",
     "forward_prefix",

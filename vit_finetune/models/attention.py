@@ -24,6 +24,7 @@ from vit_finetune.models.recompute import recomputed
 
 if TYPE_CHECKING:
     from vit_finetune.models.backbone import Backbone
+    from vit_finetune.models.merging import TokenMerging
     from vit_finetune.models.vit_config import ViTConfig
 
 
@@ -68,10 +69,12 @@ class Heads(nn.Module):
         q, k = rearrange(q, pattern, **sizes), rearrange(k, pattern, **sizes)
         return recomputed(self.q_norm, q), recomputed(self.k_norm, k)
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return attended values [B, N, A] of queries, keys and values [B, N, A]."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, merging: TokenMerging | None = None) -> Tensor:
+        """Return attended values [B, N, A] of queries, keys and values [B, N, A]; `merging` is told the keys."""
         (q,), (k,) = self.split(q, k)
-        return recomputed(merge_heads, attend(q, k, split_heads(v, self.num_heads), dropout=self.dropout))
+        bias = None if merging is None else merging.look(k)
+        attended = attend(q, k, split_heads(v, self.num_heads), dropout=self.dropout, bias=bias)
+        return recomputed(merge_heads, attended)
 
     def map(self, q: Tensor, k: Tensor) -> Tensor:
         """Return the attention map [B, nh, N, N] of queries and keys [B, N, A]."""
@@ -105,8 +108,9 @@ class DiffHeads(Heads):
         out: Tensor = first - second + self.lambda_init
         return out
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Return attended values [B, N, D] of queries, keys and values [B, N, D]."""
+    def mix(self, q: Tensor, k: Tensor, v: Tensor, merging: TokenMerging | None = None) -> Tensor:
+        """Return attended values [B, N, D] of queries, keys and values [B, N, D]; `merging` is for other heads."""
+        assert merging is None  # `check_mergeable` refuses
         (q1, q2), (k1, k2) = self.split(q, k)
         v = split_heads(v, self.num_heads)
         first, second = attend(q1, k1, v, dropout=self.dropout), attend(q2, k2, v, dropout=self.dropout)
@@ -131,16 +135,24 @@ class Attention(Heads):
         self.proj = nn.Linear(inner, dim, bias=config.proj_bias)
         self.proj_drop = nn.Dropout(config.proj_drop_rate)
 
-    def forward(self, x: Tensor, num_tokens: int | None = None, *, gamma: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        num_tokens: int | None = None,
+        merging: TokenMerging | None = None,
+        *,
+        gamma: Tensor | None = None,
+    ) -> Tensor:
         """Return tokens [B, N, D], or the first `num_tokens` of them, which look at all.
 
         Args:
             x: tokens [B, N, D].
             num_tokens: how many; None for all.
+            merging: is told the keys; None for none.
             gamma: the factors [D] of LayerScale, times which they are; None for none.
         """
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        mixed = recomputed(self.norm, self.mix(q[:, :num_tokens], k, v))
+        mixed = recomputed(self.norm, self.mix(q[:, :num_tokens], k, v, merging))
         out: Tensor = self.proj_drop(project(self.proj, mixed, gamma))
         return out
 

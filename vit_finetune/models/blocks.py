@@ -20,6 +20,7 @@ from vit_finetune.models.parts import build_drop_path, build_layer_scale, build_
 from vit_finetune.models.recompute import recomputed
 
 if TYPE_CHECKING:
+    from vit_finetune.models.merging import TokenMerging
     from vit_finetune.models.vit_config import ViTConfig
 
 
@@ -44,10 +45,18 @@ class Block(BlockBase):
         self.ls2 = build_layer_scale(config)
         self.drop_path2 = build_drop_path(config, index, place=1)
 
-    def forward(self, x: Tensor, sample_seeds: Tensor | None = None, num_tokens: int | None = None) -> Tensor:
-        """Return tokens [B, N, D], or the first `num_tokens` of them, which look at all."""
-        attended = self.attn(recomputed(self.norm1, x), num_tokens, gamma=factors_of(self.ls1))
+    def forward(
+        self,
+        x: Tensor,
+        sample_seeds: Tensor | None = None,
+        num_tokens: int | None = None,
+        merging: TokenMerging | None = None,
+    ) -> Tensor:
+        """Return tokens [B, N, D], or the first `num_tokens` of them, which look at all; fewer with `merging`."""
+        attended = self.attn(recomputed(self.norm1, x), num_tokens, merging, gamma=factors_of(self.ls1))
         x = x[:, :num_tokens] + self.drop_path1(attended, sample_seeds)
+        if merging is not None and num_tokens is None:  # only prefix tokens are left otherwise
+            x = merging.merge(x)
         hidden = self.mlp(recomputed(self.norm2, x), gamma=factors_of(self.ls2))
         out: Tensor = x + self.drop_path2(hidden, sample_seeds)
         return out

@@ -77,6 +77,11 @@ class NetworkConfig:
         return False
 
     @property
+    def places_any_grid(self) -> bool:
+        """Whether a forward pass can make positions for another patch grid than that of `img_size`."""
+        return True
+
+    @property
     def blocks_alike(self) -> bool:
         """Whether all blocks have the same number of parameters."""
         return True

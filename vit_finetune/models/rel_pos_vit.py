@@ -89,6 +89,11 @@ class RelPosViTConfig(NetworkConfig):
     weight_init: RelPosWeightInit = ""
 
     @property
+    def places_any_grid(self) -> bool:
+        """Not: the rows of a table of distances are of one grid."""
+        return False
+
+    @property
     def num_prefix_tokens(self) -> int:
         """Tokens before the patches: the class token."""
         return 1

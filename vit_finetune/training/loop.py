@@ -136,13 +136,14 @@ class _Loop:
             waited = time.monotonic() - started
             if self.options.count_images is not None:
                 self.num_images = self.options.count_images(micro_batches)
+            self.micro.begin(self.at.step)
             loss, grad_norm = self.train_step(self.micro.as_many(micro_batches))
             seconds = time.monotonic() - started
             self.report.tell(bar, self.at.step, loss=loss, grad_norm=grad_norm, waited=waited, seconds=seconds)
             if self.plan.evaluates_at(self.at.step):
                 self.score_and_compare()
             is_due = self.plan.saves_at(self.at.step) or self.at.best_step == self.at.step or self.is_over()
-            self.stop.took(step=time.monotonic() - started)
+            self.stop.took(step=time.monotonic() - started + seconds * self.plan.growth_after(self.at.step))
             if is_due or self.must_stop or self.minutes_are_over():
                 self.save()
             if self.must_stop and self.at.step < self.plan.num_steps:

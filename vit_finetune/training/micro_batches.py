@@ -4,9 +4,9 @@ The global batch never changes: a smaller micro-batch only means more of them pe
 came to stands in the run's plan.json, and a resumed run takes it from there. Finding it at the start is memory.py's.
 
 Processes that share a step must agree. So after a start or a halving the step is rehearsed without synchronising, and
-all halve where one did not fit; only then it is done. Later steps have the same shapes; if memory still runs out there
-(another program took it), the other processes wait inside a reduction and cannot follow: the run stops, with the
-smaller size written down, and goes on by `--resume`.
+all halve where one did not fit; only then it is done. Later steps have the same shapes, or are rehearsed again; if
+memory still runs out there (another program took it), the other processes wait inside a reduction and cannot follow:
+the run stops, with the smaller size written down, and goes on by `--resume`.
 """
 
 from __future__ import annotations
@@ -119,6 +119,11 @@ class MicroBatches:
     def size(self) -> int:
         """How many pictures a process takes at once."""
         return self.plan.per_device_batch_size
+
+    def begin(self, step: int) -> None:
+        """Let the processes prove anew that a step fits where its pictures have another size than those before it."""
+        if self.plan.size_at(step) != self.plan.size_at(step - 1):
+            self.proven = self.in_step
 
     def as_many(self, batches: Sequence[B]) -> Sequence[B]:
         """Return this process's micro-batches of a step; in step, as many as any process has, the last ones empty."""

@@ -7,11 +7,13 @@ rate is a pure function of the step, and so are the steps at which the run evalu
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.training.stages import Stage
+from vit_finetune.training.stages import PictureSize, Stage
 
 # Pictures that one process takes at once where the recipe says auto: what keeps the processor busy without
 # holding more activations than needed. On CUDA the largest number that fits is found, but not for a sharded network,
@@ -47,6 +49,7 @@ class TrainPlan:
         stages: what trains from which step on.
         probe_steps: of lp_ft, steps of its first stage; 0 without one.
         probe_lr: peak learning rate of those; None takes `lr`.
+        sizes: of the training pictures, from which step on; empty where they have the network's size all along.
     """
 
     num_train: int
@@ -68,6 +71,7 @@ class TrainPlan:
     stages: tuple[Stage, ...] = (Stage(),)
     probe_steps: int = 0
     probe_lr: float | None = None
+    sizes: tuple[PictureSize, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a warm-up that does not fit.
@@ -127,6 +131,23 @@ class TrainPlan:
         later = [other.first_step for other in self.stages if other.first_step > stage.first_step]
         return min(later, default=self.num_steps)
 
+    def size_at(self, step: int) -> tuple[int, int] | None:
+        """Return height and width of the pictures of the update after `step` done steps; None: the network's."""
+        begun = [size for size in self.sizes if size.first_step <= step]
+        return (begun[-1].height, begun[-1].width) if begun else None
+
+    def stretches(self, first: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts [from, to) of the steps [first, end) whose pictures have one size each."""
+        inside = (size.first_step for size in self.sizes if first < size.first_step < end)
+        yield from pairwise([first, *inside, end])
+
+    def growth_after(self, step: int) -> float:
+        """Return by what share a later step has more pixels, at the most, than the one that made `step` done steps."""
+        if not self.sizes:
+            return 0.0
+        height, width = self.size_at(step - 1) or (1, 1)
+        return max(size.height * size.width for size in self.sizes) / (height * width) - 1
+
     def evaluates_at(self, step: int) -> bool:
         """Say whether the val split is scored after `step` done steps; the last step always is."""
         return step == self.num_steps or step % self.evaluate_every == 0
@@ -141,7 +162,8 @@ class TrainPlan:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return the numbers as plain JSON values."""
-        return {**asdict(self), "stages": [asdict(stage) for stage in self.stages]}
+        stages, sizes = ([asdict(part) for part in found] for found in (self.stages, self.sizes))
+        return {**asdict(self), "stages": stages, "sizes": sizes}
 
 
 def steps_in(epochs: float, *, num_train: int, global_batch_size: int, least: int = 1) -> int:

@@ -1,12 +1,18 @@
-"""What trains from which step on: the stages of a run, known before it starts.
+"""What trains from which step on, and on pictures of which size: the stages of a run, known before it starts.
 
-Most runs have one stage. lp_ft has two: the head alone, then everything (LP-FT, arXiv 2202.10054). gradual unfreezes
-from the head down, as ULMFiT does (1801.06146). Which parameters a stage's mode means is `tuning/`'s business.
+Most runs have one stage and one size. lp_ft has two stages: the head alone, then everything (LP-FT, arXiv 2202.10054).
+gradual unfreezes from the head down, as ULMFiT does (1801.06146). Which parameters a stage's mode means is `tuning/`'s
+business.
+
+Small pictures first, the last part at the size that counts: FixRes (1906.06423) and EfficientNetV2 (2104.00298, which
+also augments less at small sizes; not here).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from vit_finetune.common.errors import RequestError
 
@@ -73,3 +79,71 @@ def plan_stages(
         for number in range(1, num_stages - 1)
     )
     return Stage(mode="linear_probe"), *middle, Stage(first_step=starts[-1], mode="full")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSize:
+    """A stretch of a run whose training pictures have one size.
+
+    Attributes:
+        first_step: steps done when it begins.
+        height: in pixels.
+        width: in pixels.
+    """
+
+    first_step: int
+    height: int
+    width: int
+
+
+def plan_sizes(
+    sizes: Sequence[tuple[int, int]],
+    *,
+    until: float,
+    num_steps: int,
+    target: tuple[int, int],
+    patch_size: tuple[int, int],
+) -> tuple[PictureSize, ...]:
+    """Return the sizes of a run's training pictures, each for an equal part of its first steps, then the target.
+
+    Args:
+        sizes: (height, width) in pixels, in their order; none for a run at the target alone.
+        until: share of the steps before the target, in (0, 1).
+        num_steps: optimizer steps of the whole run.
+        target: (height, width) that the network is for.
+        patch_size: (height, width) of a patch.
+
+    Returns:
+        All sizes, the target last; empty without any.
+
+    Raises:
+        RequestError: patches do not divide a size, it is larger than the target, or there are too few steps.
+    """
+    for size in (*sizes, *([target] if sizes else [])):
+        nearest = tuple(
+            patch * min(max(1, round(side / patch)), limit // patch)
+            for side, patch, limit in zip(size, patch_size, target, strict=True)
+        )
+        if nearest != size:
+            what = "model.img_size, the target of" if size == target else "a size of"
+            raise RequestError(
+                f"{what} train.progressive_sizes is {_told(size)} pixels; patches of {_told(patch_size)} have to "
+                f"divide it, and at most {_told(target)} are allowed; the nearest is {_told(nearest)}"
+            )
+    if not sizes:
+        return ()
+    end = int(round(until * num_steps, 9))  # forgives the rounding error of a product such as 0.29 x 100
+    starts = [*(end * number // len(sizes) for number in range(len(sizes))), end]
+    if any(first == second for first, second in pairwise(starts)):
+        raise RequestError(
+            f"train.progressive_sizes has {len(sizes)} sizes for the first {end} of {num_steps} steps; give a step to "
+            "each: fewer sizes, a larger train.progressive_until, or train for longer"
+        )
+    return tuple(
+        PictureSize(first_step=start, height=height, width=width)
+        for start, (height, width) in zip(starts, (*sizes, target), strict=True)
+    )
+
+
+def _told(size: Sequence[int]) -> str:
+    return "x".join(map(str, size))
