@@ -121,6 +121,43 @@ def merging_lines(found: list[dict[str, dict[str, Any]]]) -> Iterator[str]:
         yield f"{number:<24}  {np.mean(right):7.2%}  {rate:8.1f}  {faster:6.2f}  {against_plain(none, right)}"
 
 
+def step_lines(arguments: argparse.Namespace, *, rounds: int = 7) -> Iterator[str]:
+    """Yield what a training step of each size and dropout takes, taking turns; a ViT-S/14 with random weights.
+
+    Of one thread the processor's seconds are told, which other work on the machine changes least.
+    """
+    clock = time.process_time if arguments.threads == 1 else time.perf_counter
+    cases = {f"{size} px": (size, 0.0) for size in (arguments.img_size, *arguments.sizes)}
+    cases |= {f"patch dropout {rate:g}": (arguments.img_size, rate) for rate in arguments.drop}
+    times: dict[str, list[float]] = {name: [] for name in cases}
+    models = {
+        rate: create_model(
+            "vit_small_patch14_dinov2",
+            img_size=arguments.img_size,
+            num_classes=10,
+            dynamic_img_size=True,
+            patch_drop_rate=rate,
+        ).train()
+        for rate in (0.0, *arguments.drop)
+    }
+    optimizers = {rate: torch.optim.AdamW(model.parameters(), fused=True) for rate, model in models.items()}
+    for number in range(rounds + 1):
+        for name, (size, rate) in cases.items():
+            images, labels = torch.randn(BATCH, 3, size, size), torch.randint(10, (BATCH,))
+            started = clock()
+            with torch.autocast("cpu", torch.bfloat16, enabled=arguments.precision == "bf16"):
+                logits = models[rate](images)
+            nn.functional.cross_entropy(logits.float(), labels).backward()
+            optimizers[rate].step()
+            optimizers[rate].zero_grad()
+            if number:  # the first makes buffers
+                times[name].append(clock() - started)
+    plain = next(iter(times.values()))
+    for name, seconds in times.items():
+        ratio = statistics.median(own / base for own, base in zip(seconds, plain, strict=True))
+        yield f"step at {name:<18}  {statistics.median(seconds):6.2f} s  {ratio:.2f} of the plain one"
+
+
 @torch.inference_mode()
 def larger_lines(img_size: int, numbers: list[int], *, repeats: int = 5) -> Iterator[str]:
     """Yield how much faster a ViT-S/14 with random weights is at a larger size, where there is more to merge."""
@@ -165,15 +202,18 @@ def main() -> None:
     parser.add_argument("--drop", type=float, nargs="*", default=[0.25, 0.5])
     parser.add_argument("--merge", type=int, nargs="+", default=[0, 2, 4, 8], help="the least counts as the plain one")
     parser.add_argument("--epochs", type=float, default=2)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2], help="none trains nothing")
     parser.add_argument("--precision", default="no", choices=["no", "bf16"], help="of training; merging is float32")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--steps", action="store_true", help="time steps of each kind in turns, too")
     parser.add_argument("--larger", type=int, default=224, help="size at which random weights are timed, too; 0: none")
     parser.add_argument("--output", type=Path, default=Path("tokens.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     settings = {
-        key: value for key, value in vars(arguments).items() if key not in ("seeds", "output", "larger", "drop")
+        key: value
+        for key, value in vars(arguments).items()
+        if key not in ("seeds", "output", "larger", "drop", "steps")
     }
     rows = rows_of(arguments.output, settings)
     with tempfile.TemporaryDirectory() as work:
@@ -186,7 +226,8 @@ def main() -> None:
             with arguments.output.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
             rows = rows_of(arguments.output, settings)
-    lines = list(tables(rows))
+    lines = [*step_lines(arguments), ""] if arguments.steps else []
+    lines += tables(rows) if rows else []
     if arguments.larger:
         lines += ["", *larger_lines(arguments.larger, [0, 4, 8, 16])]
     print("\n" + "\n".join(lines))
