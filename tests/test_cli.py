@@ -15,7 +15,7 @@ from PIL import Image
 from run_helpers import ROOT, make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import Config, cli, finetune
+from vit_finetune import Config, __version__, cli, finetune
 from vit_finetune.finetune import RunResult
 
 
@@ -353,3 +353,9 @@ def assert_refused(said: Said, named: str) -> None:
     lines = [line for line in said.err.splitlines() if line]
     assert len(lines) == 1, said.err
     assert lines[0].startswith("error: ")
+
+
+def test_version__is_the_packages(say: Any) -> None:
+    """`--version` prints one line and asks for no verb."""
+    said = say("--version")
+    assert (said.code, said.out, said.err) == (0, f"vit-finetune {__version__}\n", "")
