@@ -16,7 +16,7 @@ from PIL import Image
 from run_helpers import ROOT, make_pictures, run_module, tiny_config
 from safetensors.torch import load_file
 
-from vit_finetune import Config, Predictor, cli, finetune
+from vit_finetune import Config, Predictor, __version__, cli, finetune
 from vit_finetune.finetune import RunResult
 from vit_finetune.models import MergedTokens
 
@@ -398,3 +398,9 @@ def assert_refused(said: Said, named: str) -> None:
     lines = [line for line in said.err.splitlines() if line]
     assert len(lines) == 1, said.err
     assert lines[0].startswith("error: ")
+
+
+def test_version__is_the_packages(say: Any) -> None:
+    """`--version` prints one line and asks for no verb."""
+    said = say("--version")
+    assert (said.code, said.out, said.err) == (0, f"vit-finetune {__version__}\n", "")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vit_finetune import __version__
 from vit_finetune.common.errors import RunStopped, VitFinetuneError
 from vit_finetune.common.machine import let_threads_sleep
 
@@ -15,7 +16,6 @@ PROGRAM = "vit-finetune"
 COMPLETE_VARIABLE = "_VIT_FINETUNE_COMPLETE"  # the shell's script sets it and asks the program what may follow
 
 app = typer.Typer(
-    help="From any pretrained ViT checkpoint to a classifier for your own images.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -27,6 +27,23 @@ Device = Annotated[str | None, typer.Option(help="cpu, cuda or mps; an accelerat
 ModelArgument = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run's folder, a model folder or its safetensors file.")
 ]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"{PROGRAM} {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def program(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """From any pretrained ViT checkpoint to a classifier for your own images."""
+    del version  # answered before any verb
 
 
 def told(message: str, exit_code: int) -> str:
