@@ -143,17 +143,16 @@ def row(found: dict[str, Any]) -> str:
 
 
 def mistakes(scored: dict[str, dict[str, float]]) -> str:
-    """Return by how much the figures of three processes are wrong; those of a second way are named after it."""
+    """Return by how much the figures of three processes are wrong; those of a second way follow its name."""
     told, exact = scored["told"], scored["one_process"]
-    said = []
-    for way in ("", "gather "):
-        names = [name for name in exact if name.startswith("gather ") == bool(way)]
-        wrong = {name: told[name] - exact[name] for name in names if abs(told[name] - exact[name]) > _ROUNDING}
-        if wrong:
-            said.append(", ".join(f"{name} off by {error:+.2g}" for name, error in wrong.items()))
-        elif names:
-            said.append(f"0 ({', '.join(name for name in names if not name.endswith('num_counted'))})")
-    return "; ".join(said)
+    said = {"": list[str](), "gather ": list[str]()}
+    for name, value in exact.items():
+        way = "gather " if name.startswith("gather ") else ""
+        error = told[name] - value
+        if abs(error) > _ROUNDING or not name.endswith("num_counted"):
+            said[way].append(f"{name.removeprefix(way)} {f'{error:+.2g}' if abs(error) > _ROUNDING else '0'}")
+    usual, second = said.values()
+    return ", ".join(usual) + (f" (with gather alone: {', '.join(second)})" if second else "")
 
 
 def survival(kills: list[dict[str, Any]]) -> str:
