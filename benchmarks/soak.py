@@ -110,7 +110,7 @@ class Soak:
         began = time.monotonic()
         if lived(self.life(folder / "whole", asynchronous=False), folder / "whole.log") != 0:
             raise SystemExit((folder / "whole.log").read_text(encoding="utf-8")[-3000:])
-        self.span = time.monotonic() - began  # of an undisturbed life
+        self.undisturbed = self.span = time.monotonic() - began  # lives are killed within the latter
         self.whole = kept(folder / "whole")
 
     def life(self, run_dir: Path, *, asynchronous: bool) -> Callable[[], None]:
@@ -144,7 +144,7 @@ class Soak:
     def lives_and_is_killed(self, work: Callable[[], None], said: Path) -> bool:
         """Let a life begin and kill it at a moment that is drawn; false where it came to its end before."""
         self.board.wipe()
-        delay = self.rng.uniform(0, self.span)
+        delay, began = self.rng.uniform(0, self.span), time.monotonic()
         child = quietly_forked(work, said)
         if self.is_over():
             code = ended(child)
@@ -158,6 +158,7 @@ class Soak:
                 return True
         if code != 0:
             raise SystemExit(f"a life ended with {code}:\n{said.read_text(encoding='utf-8')[-3000:]}")
+        self.span = 0.2 * self.span + 0.8 * min(self.span, time.monotonic() - began)  # what is left of a run is shorter
         return False
 
 
@@ -180,11 +181,9 @@ def main() -> None:
         "different": soak.different,
         "files": len(soak.whole),
         "seconds": time.monotonic() - soak.started,
-        "seconds_undisturbed": soak.span,
+        "seconds_undisturbed": soak.undisturbed,
     }
-    print(
-        f"{told['kills']} kills in {told['runs']} runs, {told['seconds']:.0f} s; an undisturbed run: {soak.span:.1f} s"
-    )
+    print(f"{told['kills']} kills in {told['runs']} runs, {told['seconds']:.0f} s")
     print("| killed in | kills |\n| --- | --- |")
     print("\n".join(f"| {phase} | {count} |" for phase, count in soak.kills.most_common()))
     print(f"files that differ from the undisturbed run's {len(soak.whole)}: {soak.different or 'none'}")

@@ -65,7 +65,7 @@ def test_train__restart_loop(tmp_path: Path) -> None:
 def test_train__resumed_on_other_numbers_of_processes(tmp_path: Path) -> None:
     """50 steps on two processes, then three, then one: the undisturbed loss curve of one process to 1e-5."""
     options: dict[str, Any] = {
-        "train": {"steps": 50, "global_batch_size": 6, "per_device_batch_size": 6},
+        "train": {"steps": 50, "global_batch_size": 6, "per_device_batch_size": 2},
         "evaluation": {"every_steps": 50},
         "checkpoint": {"every_steps": 5},
     }

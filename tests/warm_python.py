@@ -35,7 +35,7 @@ _WARM = (
     *("rich.progress", "rich.table", "psutil", "safetensors.torch", "torchvision.transforms.v2"),
 )
 # What is read when modules are imported: where a process wants it otherwise, it gets an interpreter of its own.
-_READ_EARLY = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_", "HOME", "PYTHON", "LD_", "TORCH_", "MKL_", "KMP_")
+_READ_EARLY = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "XDG_", "HOME", "PYTHON", "LD_", "TORCH_HOME", "MKL_", "KMP_")
 
 
 @functools.cache
@@ -143,7 +143,21 @@ def _early(environment) -> dict[str, str]:
     return {name: value for name, value in environment.items() if name.startswith(_READ_EARLY)}
 
 
+def leave(code: int) -> None:
+    """End this process with all that is done at an exit, but without taking apart what was imported."""
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     wanted = serve(sys.argv[1])
     if wanted is not None:
-        run(wanted)
+        try:
+            run(wanted)
+        except SystemExit as end:
+            if isinstance(end.code, str):
+                print(end.code, file=sys.stderr)
+            leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+        leave(0)
