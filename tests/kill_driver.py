@@ -2,11 +2,14 @@
 
 The driver imports everything once and forks, so that a life costs a fraction of a second. It prints what happened to
 each as a line of JSON. A point is the moment before or after an event: a file written, synced, renamed or removed, a
-row, a step, an evaluation; in the middle of a weights file, too.
+row, a step, an evaluation; in the middle of a weights file, too. By hand, every third point of a run:
+
+    PYTHONPATH=tests python tests/kill_driver.py FOLDER '[{"asynchronous": false, "every": 3}]'
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -19,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch._dynamo  # what an optimizer imports at its first step; here once, not in every life
 from run_helpers import everything
 from training_helpers import Run, options_of, plan_of, scorer, steps_of, tiny_vit
 
@@ -28,6 +30,9 @@ from vit_finetune.training import checkpoint as store
 from vit_finetune.training import find_checkpoint, restore
 from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.journal import Journal
+
+for module in ("rich.console", "torch._dynamo"):  # what a run imports on its way: here once, not in every life
+    importlib.import_module(module)
 
 
 class Bomb:
@@ -154,25 +159,33 @@ class Story:
         """Live once; return how it ended."""
         return lived(lambda: life(run_dir, Bomb(at), asynchronous=self.asynchronous, batches=batches))
 
-    def told(self, run_dir: Path, what: str, codes: list[int]) -> None:
+    def told(self, run_dir: Path, how: str, what: str, codes: list[int]) -> None:
         """Say how a disturbed run ended and whether it is the undisturbed one, and forget it."""
         same = result_of(run_dir) == result_of(self.whole)
-        said = run_dir.parent / f"{run_dir.name}.said"
-        print(json.dumps({"what": what, "codes": codes, "same": same, "said": said.read_text().splitlines()}))
+        said = (run_dir.parent / f"{run_dir.name}.said").read_text().splitlines()
+        told = {"asynchronous": self.asynchronous, "how": how, "what": what, "codes": codes, "same": same, "said": said}
+        print(json.dumps(told))
         shutil.rmtree(run_dir)
+
+    def one_of_each(self, seed: int) -> list[int]:
+        """Draw a point of each kind."""
+        rng, places = random.Random(seed), dict[str, list[int]]()
+        for number, what in enumerate(self.points):
+            places.setdefault(what, []).append(number)
+        return [rng.choice(numbers) for numbers in places.values()]
 
     def killed_at(self, points: list[int]) -> None:
         """Kill a run at each of these points, then let it go on."""
         for point in points:
             run_dir = self.root / str(point)
             codes = [self.born(run_dir, at=point), self.born(run_dir)]
-            self.told(run_dir, f"{point}: {self.points[point]}", codes)
+            self.told(run_dir, "point", self.points[point], codes)
 
     def killed_often(self, seed: int, kills: int) -> None:
         """Kill one run again and again, at points of each life that are drawn."""
         rng, run_dir = random.Random(seed), self.root / f"often{seed}"
         codes = [self.born(run_dir, at=rng.randrange(len(self.points))) for _ in range(kills)]
-        self.told(run_dir, f"{kills} kills", [*codes, self.born(run_dir)])
+        self.told(run_dir, "often", f"{kills} kills", [*codes, self.born(run_dir)])
 
     def disk_fills(self, sizes: list[int]) -> None:
         """Let no file grow beyond so many bytes from step 2 on, as a quota does; then let the run go on with room."""
@@ -185,7 +198,7 @@ class Story:
                     yield batch
 
             run_dir = self.root / f"full{size}"
-            self.told(run_dir, f"{size} bytes", [self.born(run_dir, batches=batches), self.born(run_dir)])
+            self.told(run_dir, "disk", f"{size} bytes", [self.born(run_dir, batches=batches), self.born(run_dir)])
 
     def damaged(self, seeds: list[int]) -> None:
         """Stop after step 4, harm the newest checkpoint in a way that is drawn, then let the run go on."""
@@ -195,7 +208,7 @@ class Story:
             codes = [self.born(run_dir, at=last)]
             folder = run_dir / "checkpoints" / store.folder_name(4)
             harmed = [harm(path, rng) for path in rng.sample(sorted(folder.iterdir()), rng.randint(1, 3))]
-            self.told(run_dir, " ".join(harmed), [*codes, self.born(run_dir)])
+            self.told(run_dir, "damage", " ".join(harmed), [*codes, self.born(run_dir)])
 
 
 def harm(path: Path, rng: random.Random) -> str:
@@ -212,15 +225,22 @@ def harm(path: Path, rng: random.Random) -> str:
     return path.name
 
 
+def main(root: Path, wanted: list[dict[str, Any]]) -> None:
+    """Tell stories, and the points of each."""
+    for number, arguments in enumerate(wanted):
+        folder = root / str(number)
+        folder.mkdir()
+        story = Story(folder, asynchronous=arguments["asynchronous"])
+        if "every" in arguments:
+            story.killed_at(list(range(0, len(story.points), arguments["every"])))
+        if "one_of_each" in arguments:
+            story.killed_at(story.one_of_each(arguments["one_of_each"]))
+        for seed, kills in arguments.get("often", []):
+            story.killed_often(seed, kills)
+        story.disk_fills(arguments.get("sizes", []))
+        story.damaged(arguments.get("damage", []))
+        print(json.dumps({"asynchronous": story.asynchronous, "how": "whole", "points": story.points}))
+
+
 if __name__ == "__main__":
-    arguments = json.loads(sys.argv[2])
-    story = Story(Path(sys.argv[1]), asynchronous=arguments["asynchronous"])
-    points = arguments.get("points")
-    if points is not None:
-        step, first = points
-        story.killed_at(list(range(first, len(story.points), step)))
-    for seed, kills in arguments.get("often", []):
-        story.killed_often(seed, kills)
-    story.disk_fills(arguments.get("sizes", []))
-    story.damaged(arguments.get("damage", []))
-    print(json.dumps({"points": story.points}))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -6,6 +6,7 @@ are left in FOLDER/NUMBER.pt by the first process of each world.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import shutil
@@ -32,13 +33,14 @@ from vit_finetune.data.loader import eval_batches, train_batches
 from vit_finetune.data.transforms import build_eval_transform, build_train_transform
 from vit_finetune.evaluation import EvalResult, score
 from vit_finetune.training import RunConsole, fit, load_optimizer_tensors, optimizer_tensors, sharding
+from vit_finetune.training import checkpoint as store
 from vit_finetune.training.averages import WeightAverage
 from vit_finetune.training.mix import PairMixing
 from vit_finetune.training.objective import Objective
 from vit_finetune.training.plan import largest_share
 from vit_finetune.training.processes import gathered_lists
 
-NUM_STEPS, GLOBAL_BATCH = 3, 18  # nine pairs: two processes have shares of 8 and 10, three of 6
+NUM_STEPS, GLOBAL_BATCH = 2, 18  # nine pairs: two processes have shares of 8 and 10, three of 6
 SPEC = PreprocessSpec(input_size=(3, 32, 32))
 TRAIN = build_train_transform(SPEC, color_jitter=0.3, auto_augment="trivialaugment", random_erasing=0.3)
 
@@ -63,6 +65,12 @@ SHARDED = [
     Case(65, 1, torch.float32, strategy="fsdp"),
     Case(7, 3, strategy="fsdp", cpu_offload=True, grad_checkpointing="blocks"),
 ]
+# Two processes run all of them; three run each size, both kinds of accumulation, numbers and sharing.
+CASES = {
+    1: PLAIN,
+    2: [*PLAIN, *SHARDED],
+    3: [*(Case(size, count) for size, count in ((1, 3), (7, 1), (64, 3), (65, 1))), PLAIN[-1], *SHARDED[1:4:2]],
+}
 
 
 def as_dtype(batch: Any, dtype: torch.dtype) -> Pictures:
@@ -71,16 +79,23 @@ def as_dtype(batch: Any, dtype: torch.dtype) -> Pictures:
     return Pictures(found.images.to(dtype), found.labels, found.indices, found.sample_seeds, found.positions)
 
 
+def is_looked_at(case: Case) -> bool:
+    """Say whether what sharding does to each tensor is looked at: once, and with parts in the CPU's memory."""
+    return case.size == 1 or case.cpu_offload
+
+
 def place(model: Any, case: Case, accelerator: Accelerator) -> None:
     """Shard a network where the case says so, and see that this changes no tensor of it."""
     if case.strategy != "fsdp":
         return
-    before = copied(model)
+    before = copied(model) if is_looked_at(case) else {}
     sharding.shard(
         model, device=accelerator.device, mixed_precision=accelerator.mixed_precision, cpu_offload=case.cpu_offload
     )
     assert isinstance(model, FSDPModule), "silently not sharded"
     assert all(isinstance(block, FSDPModule) for block in model.blocks)
+    if not before:
+        return
     after = sharding.whole(model.state_dict())
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before), "consolidated tensors differ"
@@ -167,9 +182,10 @@ def run_case(case: Case, images: ImageSet, accelerator: Accelerator, folder: Pat
         average=average,
     )
     state = sharding.whole(optimizer_tensors(optimizer))
-    load_optimizer_tensors(optimizer, state)
-    again = sharding.whole(optimizer_tensors(optimizer))
-    assert all(torch.equal(state[name], again[name]) for name in state), "the optimizer's state does not come back"
+    if is_looked_at(case):
+        load_optimizer_tensors(optimizer, state)
+        again = sharding.whole(optimizer_tensors(optimizer))
+        assert all(torch.equal(state[name], again[name]) for name in state), "the optimizer's state does not come back"
     return {
         "seen": sorted(gathered_lists(accelerator, seen)),
         "weights": sharding.whole(model.state_dict()),
@@ -180,37 +196,74 @@ def run_case(case: Case, images: ImageSet, accelerator: Accelerator, folder: Pat
     }
 
 
+def parts(accelerator: Accelerator, *, broken: int | None = None) -> Iterator[list[Pictures]]:
+    """Yield this process's part of each step, without end; the last process's first picture of one step is broken."""
+    world, rank = accelerator.num_processes, accelerator.process_index
+    for step in itertools.count():
+        batch = pictures(step, dtype=torch.float64).part(slice(rank * 8 // world, (rank + 1) * 8 // world))
+        if step == broken and rank == world - 1:
+            batch.images[0] = torch.nan
+        yield [batch]
+
+
+def small_fit(
+    accelerator: Accelerator,
+    name: str,
+    batches: Any,
+    *,
+    strategy: str = "ddp",
+    save_every: int | None = 1,
+    **options: Any,
+) -> None:
+    """Run four steps that score nothing, with an average of the weights."""
+    case = Case(8, 1, strategy=strategy)
+    model = tiny_vit(dtype=torch.float64)
+    average = WeightAverage(model, 0.9)
+    for network in (model, average.model):
+        place(network, case, accelerator)
+    optimizer, world, folder = accelerator.prepare(adamw(model)), accelerator.num_processes, FOLDER / name
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    fit(
+        accelerator.prepare_model(model, evaluation_mode=strategy == "fsdp"),
+        optimizer,
+        accelerator=accelerator,
+        plan=plan_of(num_steps=4, save_every=save_every, num_processes=world, per_device_batch_size=-(-8 // world)),
+        options=options_of(**options),
+        batches=batches,
+        evaluate=None,
+        run_dir=folder,
+        console=RunConsole(enabled=False),
+        average=average,
+    )
+
+
 def refuses_nan(accelerator: Accelerator) -> str:
     """Return how a sharded run ends whose second step has a broken picture on the last process alone."""
-    model = tiny_vit(dtype=torch.float64)
-    place(model, Case(8, 1, strategy="fsdp"), accelerator)
-    optimizer = accelerator.prepare(adamw(model))
-    world, rank = accelerator.num_processes, accelerator.process_index
-    folder = FOLDER / f"nan_{world}"
-    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-
-    def batches() -> Iterator[list[Pictures]]:
-        for step in range(3):
-            batch = pictures(step, dtype=torch.float64).part(slice(rank * 8 // world, (rank + 1) * 8 // world))
-            if step == 1 and rank == world - 1:
-                batch.images[0] = torch.nan
-            yield [batch]
-
+    name, batches = f"nan_{accelerator.num_processes}", parts(accelerator, broken=1)
     try:
-        fit(
-            accelerator.prepare_model(model, evaluation_mode=True),
-            optimizer,
-            accelerator=accelerator,
-            plan=plan_of(num_processes=world, per_device_batch_size=-(-8 // world)),
-            options=options_of(),
-            batches=batches(),
-            evaluate=None,
-            run_dir=folder,
-            console=RunConsole(enabled=False),
-        )
+        small_fit(accelerator, name, batches, strategy="fsdp", save_every=None)
     except WorkError as error:
         return str(error)
     raise AssertionError("trained on NaN")
+
+
+def meets_a_full_disk(accelerator: Accelerator) -> list[str]:
+    """Return how each process ends where the first one, which writes behind training, finds no room for step 2."""
+    save_file = store.save_file
+
+    def full(tensors: Any, path: Path, metadata: Any) -> None:
+        if "step-00000002" in str(path):
+            raise OSError(28, "No space left on device")
+        save_file(tensors, path, metadata=metadata)
+
+    store.save_file = full
+    try:
+        small_fit(accelerator, "full", parts(accelerator), asynchronous=True)
+    except WorkError as error:
+        return gathered_lists(accelerator, [str(error)])
+    finally:
+        store.save_file = save_file
+    raise AssertionError("nothing was said")
 
 
 def whole_run(name: str, *, resume: bool = False, **sections: Any) -> None:
@@ -233,21 +286,26 @@ def cut_back(name: str, accelerator: Accelerator, *, step: int) -> None:
 
 def world_of_one(accelerator: Accelerator) -> dict[Any, Any]:
     """Return the runs that all others have to equal."""
-    done = run_cases(PLAIN, accelerator)
+    done = run_cases(CASES[1], accelerator)
     whole_run("one")
     return done
 
 
 def world_of_two(accelerator: Accelerator) -> dict[Any, Any]:
     """Return the runs of two processes; one run is sharded, and goes on elsewhere."""
-    done = run_cases([*PLAIN, *SHARDED], accelerator) | {"nan": refuses_nan(accelerator)}
+    done = run_cases(CASES[2], accelerator) | {"nan": refuses_nan(accelerator)}
+    for strategy in ("ddp", "fsdp"):
+        for name in ("at_once", "behind"):
+            given = {"strategy": strategy, "asynchronous": name == "behind"}
+            small_fit(accelerator, f"{strategy}_{name}", parts(accelerator), **given)
+    done["full disk"] = meets_a_full_disk(accelerator)
     whole_run("sharded", run={"strategy": "fsdp"})
     return done
 
 
 def world_of_three(accelerator: Accelerator) -> dict[Any, Any]:
     """Return the runs of three processes, among them the going on of a run that two had begun in shards."""
-    done = run_cases([*PLAIN, *SHARDED], accelerator) | {"nan": refuses_nan(accelerator)}
+    done = run_cases(CASES[3], accelerator) | {"nan": refuses_nan(accelerator)}
     whole_run("three")
     for name, strategy in (("sharded_then_ddp", "ddp"), ("sharded_then_fsdp", "fsdp")):
         if accelerator.is_main_process:

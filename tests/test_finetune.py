@@ -35,7 +35,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
     """One run that several tests look at."""
-    return finetune(tiny_config(pictures, tmp_path_factory.mktemp("runs") / "one"))
+    return finetune(tiny_config(pictures, tmp_path_factory.mktemp("runs") / "one", run={"report": "auto"}))
 
 
 def rows(run_dir: Path, split: str) -> list[dict[str, Any]]:

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from processes_program import NUM_STEPS, PLAIN, SHARDED, Case
-from run_helpers import ROOT
+from processes_program import CASES, NUM_STEPS, Case
+from run_helpers import ROOT, everything
 
 pytestmark = pytest.mark.slow
 WORLDS = (2, 3)
@@ -54,10 +54,10 @@ def losses(journal: str, split: str) -> list[float]:
     return [row["loss"] for row in rows if row["split"] == split]
 
 
-CASES = [pytest.param(world, case, id=f"{world}-{case}") for world in WORLDS for case in [*PLAIN, *SHARDED]]
+COMPARED = [pytest.param(world, case, id=f"{world}-{case}") for world in WORLDS for case in CASES[world]]
 
 
-@pytest.mark.parametrize(("world", "case"), CASES)
+@pytest.mark.parametrize(("world", "case"), COMPARED)
 def test_processes__see_the_same_samples(worlds: dict[int, dict[Any, Any]], world: int, case: Case) -> None:
     """Each step has the same sample at each place of the global batch, with the same augmentation, once."""
     one, several = compared(worlds, world, case)
@@ -65,7 +65,7 @@ def test_processes__see_the_same_samples(worlds: dict[int, dict[Any, Any]], worl
     assert [place[:2] for place in one["seen"]] == [(step, place) for step in range(NUM_STEPS) for place in range(18)]
 
 
-@pytest.mark.parametrize(("world", "case"), CASES)
+@pytest.mark.parametrize(("world", "case"), COMPARED)
 def test_processes__learn_the_same(worlds: dict[int, dict[Any, Any]], world: int, case: Case) -> None:
     """Weights, their average and the optimizer's moments to 1e-12 in float64, the loss curve to 1e-5 in float32."""
     one, several = compared(worlds, world, case)
@@ -80,7 +80,7 @@ def test_processes__learn_the_same(worlds: dict[int, dict[Any, Any]], world: int
             assert (several[what][name] - tensor).abs().max() <= 1e-12, (what, name)
 
 
-@pytest.mark.parametrize(("world", "case"), CASES)
+@pytest.mark.parametrize(("world", "case"), COMPARED)
 def test_processes__count_the_same(worlds: dict[int, dict[Any, Any]], world: int, case: Case) -> None:
     """Every picture is scored once, in data set order, also where processes have none; raw and averaged weights."""
     one, several = compared(worlds, world, case)
@@ -102,6 +102,28 @@ def test_sharded__a_nan_in_one_process_is_told_by_all(worlds: dict[int, dict[Any
     assert said.startswith("step 2 stopped: loss nan")
     assert f"process {world - 1}: the output of" in said
     assert "there is no whole checkpoint yet" in said
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes__save_behind_training_as_at_once(folder: Path, strategy: str) -> None:
+    """Checkpoints, pointers and rows written behind training are byte for byte those written at once."""
+    at_once, behind = (everything(folder / f"{strategy}_{name}") for name in ("at_once", "behind"))
+    for files in (at_once, behind):
+        del files["timing.jsonl"]
+    assert at_once == behind
+    assert {name for name in behind if name.startswith("checkpoints/step-00000004/")} == {
+        f"checkpoints/step-00000004/{name}"
+        for name in ("model.safetensors", "optimizer.safetensors", "ema.safetensors", "state.json", "SHA256SUMS")
+    }
+
+
+def test_two_processes__a_disk_that_fills_behind_training_ends_both(worlds: dict[int, dict[Any, Any]]) -> None:
+    """The process that writes learns it behind training; both end with its line, and neither waits for the other."""
+    first, second = worlds[2]["full disk"]
+    assert "cannot write the checkpoint" in first
+    assert "step-00000002" in first
+    assert "No space left on device" in first
+    assert second == first
 
 
 @pytest.mark.parametrize("name", ["three", "sharded", "sharded_then_ddp", "sharded_then_fsdp"])

@@ -37,7 +37,7 @@ def config_of(pictures: Path, run_dir: Path, cache: Path, **sections: Any) -> di
 
 @pytest.fixture(scope="module")
 def finished(pictures: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
-    return finetune(config_of(pictures, tmp_path_factory.mktemp("runs") / "one", cache))
+    return finetune(config_of(pictures, tmp_path_factory.mktemp("runs") / "one", cache, run={"report": "auto"}))
 
 
 def test_run__folder_is_the_documented_one(finished: RunResult) -> None:

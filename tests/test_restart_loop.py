@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 from run_helpers import ROOT, everything, make_pictures, run_module, tiny_config
+from warm_python import KILL, warm_python
 
 pytestmark = pytest.mark.slow
 
@@ -28,12 +28,12 @@ def recipe_of(tmp_path: Path, name: str, **sections: Any) -> str:
 
 def interrupted(recipe: str, run_dir: Path, *flags: str, rows: int, number: signal.Signals) -> int:
     """Start or go on with a run, send it a signal once its metrics.jsonl has so many rows, and return its exit code."""
-    command = [sys.executable, "-m", "vit_finetune", "train", recipe, "--resume", *flags]
+    command = [warm_python(), "-m", "vit_finetune", "train", recipe, "--resume", *flags]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
     journal, deadline = run_dir / "metrics.jsonl", time.monotonic() + 240
     while not (journal.is_file() and journal.read_bytes().count(b"\n") >= rows) and time.monotonic() < deadline:
         time.sleep(0.005)
-    process.send_signal(number)
+    process.send_signal(KILL if number == signal.SIGKILL else number)
     return process.wait(timeout=240)
 
 

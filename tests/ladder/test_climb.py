@@ -32,7 +32,8 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Climbed:
     """One climb over every rung, by the real clock, that several tests look at."""
     folder = tmp_path_factory.mktemp("runs") / "whole"
-    return climb(budget_config(pictures, folder), train=finetune, rungs=RUNGS), folder  # type: ignore[return-value]
+    config = budget_config(pictures, folder, run={"report": "auto"})
+    return climb(config, train=finetune, rungs=RUNGS), folder  # type: ignore[return-value]
 
 
 def figures(run_dir: Path) -> dict[str, Any]:

@@ -229,7 +229,7 @@ def test_report__damaged_folder(tmp_path: Path, damage: object, message: str) ->
 def test_report__at_the_end_of_a_run(tmp_path: Path) -> None:
     """A run writes its report with its model's attention; `run.report: off` leaves it out; the verb repeats it."""
     root = make_pictures(tmp_path / "set")
-    finetune(tiny_config(root, tmp_path / "run"))
+    finetune(tiny_config(root, tmp_path / "run", run={"report": "auto"}))
     page = _Page(tmp_path / "run" / REPORT_FILE)
     assert page.sections["pictures"].count("attention rollout") == 1
     shown = [address for address in page.addresses if address.startswith("data:image/jpeg")]
@@ -240,7 +240,7 @@ def test_report__at_the_end_of_a_run(tmp_path: Path) -> None:
     done = run_module(["report", str(tmp_path / "run"), "--output", str(tmp_path / "again.html"), "--no-attention"])
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'again.html'}\n", "")
     assert _Page(tmp_path / "again.html").sections["figures"] == page.sections["figures"]
-    finetune(tiny_config(root, tmp_path / "quiet", run={"dir": str(tmp_path / "quiet"), "report": "off"}))
+    finetune(tiny_config(root, tmp_path / "quiet", run={"report": "off"}))
     assert not (tmp_path / "quiet" / REPORT_FILE).exists()
     metrics = json.loads((tmp_path / "run/metrics.json").read_text(encoding="utf-8"))
     assert f"{100 * metrics['accuracy']:.1f}" in page.sections["figures"]
@@ -249,7 +249,8 @@ def test_report__at_the_end_of_a_run(tmp_path: Path) -> None:
 def test_report__that_fails_fails_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A report that cannot be written is one line; the run is done and its model is there."""
     monkeypatch.setattr("vit_finetune.report.at_end.write_report", lambda *_, **__: 1 / 0)
-    config = tiny_config(make_pictures(tmp_path / "set", train=4, val=2), tmp_path / "run", train={"steps": 1})
+    root, run = make_pictures(tmp_path / "set", train=4, val=2), {"report": "auto"}
+    config = tiny_config(root, tmp_path / "run", train={"steps": 1}, run=run)
     finetune({**config, "evaluation": {}, "schedule": {}})
     log = (tmp_path / "run/run.log").read_text(encoding="utf-8")
     assert "report   not written: division by zero; try again by: vit-finetune report" in log

@@ -22,10 +22,15 @@ pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="th
 SIGKILL = -9
 
 
-def driven(root: Path, **arguments: Any) -> tuple[list[dict[str, Any]], list[str]]:
-    """Return what happened to each run of the driver, and the points that an undisturbed one passes."""
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Return what happened to each run of the driver, which imports everything once for all of them."""
+    wanted = [
+        {"asynchronous": False, "one_of_each": 0, "often": [[0, 4]], "sizes": [100, 100_000], "damage": [0, 1, 2, 3]},
+        {"asynchronous": True, "one_of_each": 1, "often": [[1, 4]]},
+    ]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "kill_driver.py"), str(root), json.dumps(arguments)],
+        [sys.executable, str(ROOT / "tests" / "kill_driver.py"), str(tmp_path_factory.mktemp("k")), json.dumps(wanted)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -33,51 +38,54 @@ def driven(root: Path, **arguments: Any) -> tuple[list[dict[str, Any]], list[str
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    *runs, last = map(json.loads, done.stdout.splitlines())
-    return runs, last["points"]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def those(told: list[dict[str, Any]], how: str, *, asynchronous: bool = False) -> list[dict[str, Any]]:
+    return [run for run in told if run["how"] == how and run["asynchronous"] == asynchronous]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_run__killed_at_points(tmp_path: Path, asynchronous: bool) -> None:
+def test_run__killed_at_points(told: list[dict[str, Any]], asynchronous: bool) -> None:
     """SIGKILL before and after writes, syncs, renames, removals, steps and evaluations, and in the middle of a file."""
-    first = 5 if asynchronous else 1
-    runs, points = driven(tmp_path, asynchronous=asynchronous, points=[25, first], often=[[0, 4]])
-    kinds = {point.partition(" ")[2] for point in points}
-    assert kinds == {"weights", "text", "fsync", "rename", "replace", "remove", "row", "step", "evaluation"}
-    assert len(runs) == len(points[first::25]) + 1
+    runs = those(told, "point", asynchronous=asynchronous)
+    kinds = {run["what"] for run in runs}
+    names = ("weights", "text", "fsync", "rename", "replace", "remove", "row", "step", "evaluation")
+    assert kinds == {f"{when} {name}" for when in ("before", "after") for name in names} | {"inside weights"}
     assert [run["what"] for run in runs if not run["same"] or run["codes"][-1] != 0] == []
     assert all(code in (SIGKILL, 0) for run in runs for code in run["codes"])
     if not asynchronous:  # behind training, a point may come later than the end
-        assert all(run["codes"] == [SIGKILL, 0] for run in runs[:-1])
+        assert all(run["codes"] == [SIGKILL, 0] for run in runs)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_run__killed_at_many_points(tmp_path: Path, asynchronous: bool) -> None:
-    """The same at every third point, and again and again."""
-    runs, points = driven(tmp_path, asynchronous=asynchronous, points=[3, 0], often=[[seed, 6] for seed in range(1, 4)])
-    assert len(runs) == len(points[::3]) + 3
-    assert [run["what"] for run in runs if not run["same"] or run["codes"][-1] != 0] == []
+def test_run__killed_again_and_again(told: list[dict[str, Any]], asynchronous: bool) -> None:
+    """A run whose lives end four times at points that are drawn ends as the undisturbed one."""
+    (run,) = those(told, "often", asynchronous=asynchronous)
+    assert run["same"]
+    assert run["codes"][-1] == 0
+    assert SIGKILL in run["codes"]
 
 
-def test_run__a_disk_that_fills(tmp_path: Path) -> None:
+def test_run__a_disk_that_fills(told: list[dict[str, Any]]) -> None:
     """A file that may not grow further ends the run with an error of ours; with room again, it goes on."""
-    runs, _ = driven(tmp_path, asynchronous=False, sizes=[100, 100_000])
+    runs = those(told, "disk")
     assert [run["codes"] for run in runs] == [[1, 0]] * 2
     assert all(run["same"] for run in runs)
 
 
-def test_run__damaged_files(tmp_path: Path) -> None:
+def test_run__damaged_files(told: list[dict[str, Any]]) -> None:
     """Files of the newest checkpoint flipped, cut or removed are named, and the one before is used."""
-    runs, _ = driven(tmp_path, asynchronous=False, damage=list(range(4)))
+    runs = those(told, "damage")
+    assert len(runs) == 4
     for run in runs:
         assert run["same"], run
         assert run["codes"] == [SIGKILL, 0]
-        told = [line for line in run["said"] if "is damaged" in line]
-        assert len(told) == 1
-        assert told[0].startswith("step-00000004 is damaged (")
+        lines = [line for line in run["said"] if "is damaged" in line]
+        assert len(lines) == 1
+        assert lines[0].startswith("step-00000004 is damaged (")
         if "SHA256SUMS" not in run["what"]:  # harmed itself, it accuses others
-            assert [name for name in run["what"].split() if name not in told[0]] == []
+            assert [name for name in run["what"].split() if name not in lines[0]] == []
         assert "resume: going on after step 2" in run["said"]
 
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from run_helpers import ROOT, make_pictures, tiny_config
+from run_helpers import ROOT, make_pictures, run_module, tiny_config
 from training_helpers import Run, plan_of, scorer, steps_of
+from warm_python import warm_python
 
 from vit_finetune import RequestError, finetune
 from vit_finetune.common.errors import RunStopped
@@ -101,36 +104,61 @@ def test_finetune__a_time_limit_needs_steps(tmp_path: Path) -> None:
         finetune(config, time_limit=60)
 
 
+@pytest.fixture(scope="module")
+def recipes(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return what writes the recipe of a run of 24 steps."""
+    folder = tmp_path_factory.mktemp("runs")
+    root = make_pictures(folder / "pictures", train=6, val=2)
+
+    def recipe(name: str, *, workers: int = 0) -> Path:
+        train = {"steps": 24, "global_batch_size": 6, "per_device_batch_size": 2}
+        options = {"train": train, "evaluation": {"every_steps": 24}, "data": {"num_workers": workers}}
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(tiny_config(root, folder / name, **options)))
+        return path
+
+    return recipe
+
+
+@pytest.fixture(scope="module")
+def undisturbed(recipes: Callable[..., Path]) -> Callable[[int], Path]:
+    """Return what gives the folder of the undisturbed run on so many processes."""
+
+    @functools.cache
+    def whole(processes: int) -> Path:
+        recipe = recipes(f"whole{processes}")
+        done = run_module(["train", str(recipe), "--num-processes", str(processes)])
+        assert done.returncode == 0, done.stderr
+        return recipe.with_suffix("")
+
+    return whole
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "processes", "workers"),
     [(signal.SIGTERM, 1, 0), (signal.SIGINT, 2, 0), (signal.SIGINT, 1, 2)],
 )
-def test_train__stopped_by_a_signal_and_resumed(tmp_path: Path, number: int, processes: int, workers: int) -> None:
+def test_train__stopped_by_a_signal_and_resumed(
+    recipes: Callable[..., Path], undisturbed: Callable[[int], Path], number: int, processes: int, workers: int
+) -> None:
     """The command exits with 3 and one line once the run is saved; resumed, it ends byte for byte as undisturbed.
 
-    With workers the signal goes to all of them too, as a terminal's Ctrl-C and a batch system's signals do.
+    With workers an interpreter of its own gets the signal, and all of its workers too, as a terminal's Ctrl-C and a
+    batch system's signals do.
     """
-    root = make_pictures(tmp_path / "pictures", train=6, val=2)
-    train = {"steps": 24, "global_batch_size": 6, "per_device_batch_size": 2}
-    options = {"train": train, "evaluation": {"every_steps": 24}, "data": {"num_workers": workers}}
-    recipes = {name: tmp_path / f"{name}.yaml" for name in ("whole", "stopped")}
-    for name, path in recipes.items():
-        path.write_text(yaml.safe_dump(tiny_config(root, tmp_path / name, **options)))
-
-    def command(name: str, *flags: str) -> list[str]:
-        flags = (*flags, "--num-processes", str(processes))
-        return [sys.executable, "-m", "vit_finetune", "train", str(recipes[name]), *flags]
-
+    recipe = recipes(f"stopped{number}{processes}{workers}", workers=workers)
+    run_dir = recipe.with_suffix("")
+    arguments = ["-m", "vit_finetune", "train", str(recipe), "--num-processes", str(processes)]
     process = subprocess.Popen(
-        command("stopped"),
+        [sys.executable if workers else warm_python(), *arguments],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         start_new_session=True,
     )
-    journal, deadline = tmp_path / "stopped" / "metrics.jsonl", time.monotonic() + 120
+    journal, deadline = run_dir / "metrics.jsonl", time.monotonic() + 120
     while not (journal.is_file() and journal.read_text().count("\n") >= 3) and time.monotonic() < deadline:
         time.sleep(0.005)
     (os.killpg if workers else os.kill)(process.pid, number)
@@ -139,8 +167,8 @@ def test_train__stopped_by_a_signal_and_resumed(tmp_path: Path, number: int, pro
     assert errors.count(f"stopped by {signal.Signals(number).name} after step") == 1
     assert "error:" not in errors
     assert "Traceback" not in errors
-    assert not (tmp_path / "stopped" / "metrics.json").exists()
-    for name, flags in (("stopped", ["--resume"]), ("whole", [])):
-        subprocess.run(command(name, *flags), check=True, stdout=subprocess.DEVNULL, cwd=ROOT, timeout=300)
+    assert not (run_dir / "metrics.json").exists()
+    done = run_module([*arguments[2:], "--resume"])
+    assert done.returncode == 0, done.stderr
     for name in ("metrics.jsonl", "model/model.safetensors"):
-        assert (tmp_path / "stopped" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+        assert (run_dir / name).read_bytes() == (undisturbed(processes) / name).read_bytes()
