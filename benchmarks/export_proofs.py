@@ -60,7 +60,7 @@ def row(name: str, result: ExportResult) -> tuple[str, ...]:
         top1(network),
         f"{pictures['max_abs_probability_difference']:.1e}" if pictures else nothing,
         top1(pictures),
-        f"{100 * accuracy['ours']:.1f} → {100 * accuracy['exported']:.1f} %" if accuracy else nothing,
+        f"{100 * accuracy['ours']:.1f} to {100 * accuracy['exported']:.1f} %" if accuracy else nothing,
     )
 
 

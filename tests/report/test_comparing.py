@@ -114,8 +114,8 @@ def test_compare__runs_of_other_kinds(tmp_path: Path) -> None:
     many = write_run(tmp_path / "many", several, softmax(np.eye(3)), "abc")
     with pytest.raises(RequestError, match="many is for several classes a picture and .*one for one"):
         compare_runs([one, many])
-    with pytest.raises(RequestError, match=r"know different classes \(c, d, \.\.\.\)"):
-        compare_runs([many, write_run(tmp_path / "others", several, softmax(np.eye(3)), "abd")])
+    with pytest.raises(RequestError, match=r"know different classes \(c, x, \.\.\.\)"):
+        compare_runs([many, write_run(tmp_path / "others", several, softmax(np.eye(3)), "abx")])
 
 
 @pytest.mark.parametrize("number", [0, 1])
