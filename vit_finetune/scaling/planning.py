@@ -5,6 +5,7 @@ Nothing is loaded where the recipe names its architecture, and no picture is ope
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -24,7 +25,7 @@ from vit_finetune.tuning import apply_tuning
 from vit_finetune.weights import from_pretrained
 
 _STAGED = ("lp_ft", "gradual")  # their last stage trains all
-_COUNTED = (4, 8)  # micro-batches; memory grows with the number of pictures
+_COUNTED = (4, 8, 64, 128)  # micro-batches
 _OVERHEAD = 10**9  # bytes that CUDA, cuBLAS and NCCL take beside the tensors
 
 
@@ -50,20 +51,25 @@ class ScalePlan:
 
 
 class Growth:
-    """The memory of a step as its micro-batch grows: counted at two sizes, a straight line through them.
+    """The memory of a step as its micro-batch grows: counted at a few sizes, straight lines between and beyond them.
+
+    A step's peak is the largest of its moments, each of which grows by a straight line: with few pictures the end of
+    the backward pass, where all gradients are there, with many the end of the forward pass. So the lines between
+    sizes never say too little.
 
     Args:
         count: counts a micro-batch of so many pictures.
     """
 
     def __init__(self, count: Callable[[int], Footprint]) -> None:
-        self._few, self._many = (count(size) for size in _COUNTED)
+        self._counted = [count(size) for size in _COUNTED]
 
     def at(self, size: int) -> Footprint:
         """Return what a step of so many pictures at once holds."""
-        (few, many), slope = _COUNTED, self._many.peak - self._few.peak
-        line = self._few.peak + slope * (size - few) // (many - few)
-        return replace(self._few, micro_batch=size, peak=max(self._few.update, line))
+        place = min(max(bisect(_COUNTED, size), 1), len(_COUNTED) - 1)
+        few, many = self._counted[place - 1 : place + 1]
+        more, slope = size - few.micro_batch, many.passes - few.passes
+        return replace(few, micro_batch=size, passes=few.passes + slope * more // (many.micro_batch - few.micro_batch))
 
 
 def network_on_paper(config: Config, num_classes: int) -> Backbone:
