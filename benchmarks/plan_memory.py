@@ -31,9 +31,9 @@ from vit_finetune.training import make_optimizer, parameter_groups
 
 NUM_CLASSES = 1000
 MEASURED = (  # name, pixels, pictures
-    *(("vit_tiny_patch16_224", pixels, count) for pixels, count in ((98, 64), (224, 16))),
-    *(("vit_small_patch16_224", pixels, count) for pixels, count in ((98, 32), (224, 8), (224, 32))),
-    *(("vit_base_patch16_224", pixels, count) for pixels, count in ((98, 16), (224, 4), (224, 16))),
+    *(("vit_tiny_patch16_224", pixels, count) for pixels, count in ((96, 64), (224, 16))),
+    *(("vit_small_patch16_224", pixels, count) for pixels, count in ((96, 32), (224, 8))),
+    *(("vit_base_patch16_224", pixels, count) for pixels, count in ((96, 16), (224, 4))),
 )
 PLANNED = (
     *("vit_base_patch16_224", "vit_large_patch16_224", "vit_huge_patch14_224"),
@@ -107,12 +107,6 @@ def resident(name: str, pixels: int, count: int) -> int:
     return peak - before
 
 
-def in_a_new_process(how: str, *case: Any) -> int:
-    """Return what one of the two measures says in a process of its own."""
-    command = [sys.executable, __file__, how, "--case", json.dumps(case)]
-    return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-
-
 def compare() -> list[dict[str, Any]]:
     """Count and measure each case, and print the table."""
     print("| | pixels | pictures | counted, MB | allocated, MB | error | resident, MB | error |")
@@ -120,8 +114,9 @@ def compare() -> list[dict[str, Any]]:
     rows = []
     for name, pixels, count in MEASURED:
         case = (name, pixels, count)
-        row = {"name": name, "pixels": pixels, "pictures": count, "counted": counted(*case)}
-        row |= {how: in_a_new_process(how, *case) for how in ("allocated", "resident")}
+        command = [sys.executable, __file__, "--case", json.dumps(case)]
+        said = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        row = {"name": name, "pixels": pixels, "pictures": count, "counted": counted(*case), **json.loads(said)}
         rows.append(row)
         beside = " | ".join(
             f"{row[how] / 1e6:,.0f} | {100 * (row['counted'] / row[how] - 1):+.1f} %"
@@ -155,16 +150,15 @@ def plan(batch: int, memory: int) -> list[dict[str, Any]]:
 def main() -> None:
     """Print what the command line asks for and write it as JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = ("both", "measured", "table", "allocated", "resident")
-    parser.add_argument("what", nargs="?", choices=what, default="both")
-    parser.add_argument("--case", type=json.loads, help="of allocated and resident: [name, pixels, pictures]")
+    parser.add_argument("what", nargs="?", choices=["both", "measured", "table"], default="both")
+    parser.add_argument("--case", type=json.loads, help="measure [name, pixels, pictures] in this process, only")
     parser.add_argument("--batch", type=int, default=1024, help="the global batch of the table")
     parser.add_argument("--memory", type=float, default=80, help="GiB of a GPU, for the table")
     parser.add_argument("--output", type=Path, default=Path("runs/plan_memory.json"), help="JSON file to write")
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    if arguments.what in ("allocated", "resident"):
-        print({"allocated": allocated, "resident": resident}[arguments.what](*arguments.case))
+    if arguments.case is not None:  # the resident memory first, while the allocator keeps nothing yet
+        print(json.dumps({"resident": resident(*arguments.case), "allocated": allocated(*arguments.case)}))
         return
     told: dict[str, Any] = {}
     if arguments.what in ("measured", "both"):

@@ -24,7 +24,7 @@ HELD = Footprint(
     optimizer=1600,
     average=1000,
     update=4400,
-    peak=6400,
+    passes=6400,
     largest_block=100,
     around_blocks=200,
 )
@@ -135,7 +135,7 @@ def test_scale_plan__takes_the_largest_that_fits() -> None:
             "train": {"steps": 1, "global_batch_size": 96},
         }
     )
-    growth = Growth(lambda size: replace(HELD, micro_batch=size, peak=4400 + 10**9 * size))
+    growth = Growth(lambda size: replace(HELD, micro_batch=size, passes=4400 + 10**9 * size))
     found = [
         scale_plan(growth, config, "ddp", num_processes=2, memory=memory * 10**9 + 10**4, mixed_precision="no")
         for memory in (100, 48 + 1, 47 + 1, 2, 1)
@@ -144,6 +144,24 @@ def test_scale_plan__takes_the_largest_that_fits() -> None:
         *((48, 1), (48, 1), (24, 2), (1, 48), (1, 48))
     ]
     assert [plan.fits for plan in found] == [True, True, True, True, False]
+
+
+def test_growth__is_that_of_the_passes() -> None:
+    """Where few pictures take less than the optimizer's step, more of them are still seen to take more."""
+    growth = Growth(lambda size: replace(HELD, micro_batch=size, passes=100 * size))
+    assert [growth.at(size).peak for size in (4, 44, 45, 100)] == [4400, 4400, 4500, 10_000]
+
+
+def test_growth__bends_where_another_moment_is_the_peak() -> None:
+    """Memory follows what is counted at 4, 8, 64 and 128 pictures, in between never less, beyond as the last line."""
+
+    def passes(size: int) -> int:
+        return max(5000 + 10 * size, 300 * size)
+
+    growth = Growth(lambda size: replace(HELD, micro_batch=size, passes=passes(size)))
+    for size in (1, 4, 6, 8, 64, 100, 128, 1000):
+        assert growth.at(size).passes == passes(size)
+    assert all(growth.at(size).passes >= passes(size) for size in range(9, 64))
 
 
 def test_even_world_sizes() -> None:

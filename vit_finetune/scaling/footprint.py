@@ -32,7 +32,7 @@ class Footprint:
         optimizer: its states.
         average: of the averaged weights, 0 without.
         update: the most that is held while the optimizer makes its step, whatever the micro-batch.
-        peak: the most that is held at any moment of a step.
+        passes: the most that is held while pictures go forward and backward.
         largest_block: the weights of the largest block.
         around_blocks: the weights outside of the blocks.
     """
@@ -43,9 +43,14 @@ class Footprint:
     optimizer: int
     average: int
     update: int
-    peak: int
+    passes: int
     largest_block: int
     around_blocks: int
+
+    @property
+    def peak(self) -> int:
+        """The most that is held at any moment of a step."""
+        return max(self.update, self.passes)
 
     @property
     def activations(self) -> int:
@@ -129,7 +134,7 @@ def footprint(
             optimizer=_bytes_of(states),
             average=_bytes_of(average),
             update=update,
-            peak=max(update, counter.peak),
+            passes=counter.peak,
             largest_block=max(_bytes_of(list(block.parameters())) for block in blocks),
             around_blocks=_bytes_of(parameters) - sum(_bytes_of(list(block.parameters())) for block in blocks),
         )

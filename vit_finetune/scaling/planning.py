@@ -5,6 +5,7 @@ Nothing is loaded where the recipe names its architecture, and no picture is ope
 
 from __future__ import annotations
 
+from bisect import bisect
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -26,7 +27,8 @@ from vit_finetune.tuning import apply_tuning
 from vit_finetune.weights import from_pretrained
 
 _STAGED = ("lp_ft", "gradual")  # their last stage trains all
-_STRAIGHT_FROM = 4  # pictures; from there on memory grows evenly with their number
+_STRAIGHT_FROM = 4  # pictures; from there on a moment's memory grows evenly with their number
+_MANY = (64, 128)
 _OVERHEAD = 10**9  # bytes that CUDA, cuBLAS and NCCL take beside the tensors
 
 
@@ -52,24 +54,29 @@ class ScalePlan:
 
 
 class Growth:
-    """The memory of a step as its micro-batch grows: a straight line through two sizes; fewer pictures are counted.
+    """The memory of a step as its micro-batch grows: counted at a few sizes, straight lines between and beyond them.
+
+    A step's peak is the largest of its moments, each of which grows by a straight line: with few pictures the end of
+    the backward pass, where all gradients are there, with many the end of the forward pass. So the lines between
+    sizes never say too little.
 
     Args:
         count: counts a micro-batch of so many pictures.
-        straight_from: pictures from which on memory grows evenly; counted are as many, and twice as many.
+        straight_from: pictures from which on the lines are straight; fewer are counted.
     """
 
     def __init__(self, count: Callable[[int], Footprint], *, straight_from: int = _STRAIGHT_FROM) -> None:
-        self._count, self._straight_from = cache(count), straight_from
+        few = (straight_from, 2 * straight_from)
+        self._count, self._sizes = cache(count), [*few, *(size for size in _MANY if size > few[1])]
 
     def at(self, size: int) -> Footprint:
         """Return what a step of so many pictures at once holds."""
-        first = self._straight_from
-        if size < first:
+        if size < self._sizes[0]:
             return self._count(size)
-        few, many = self._count(first), self._count(2 * first)
-        line = few.peak + (many.peak - few.peak) * (size - first) // first
-        return replace(few, micro_batch=size, peak=max(few.update, line))
+        place = min(max(bisect(self._sizes, size), 1), len(self._sizes) - 1)
+        few, many = map(self._count, self._sizes[place - 1 : place + 1])
+        more, slope = size - few.micro_batch, many.passes - few.passes
+        return replace(few, micro_batch=size, passes=few.passes + slope * more // (many.micro_batch - few.micro_batch))
 
 
 def network_on_paper(config: Config, num_classes: int) -> Backbone:
