@@ -4,8 +4,9 @@ Each network has random weights of the same shape, plain AdamW (fused, as each l
 device), cross-entropy, and no dropout. Contenders take turns within one process, so that a busy machine slows all of
 them alike; the figure is the median of the ratios. The rate of the arithmetic (operations of timm's network, counted by
 torch) is held against the machine's matrix products, which take their turns too. Ours takes part as recipes train it by
-default, with all activations kept, and with blocks recomputed. Peak memory is that of a process of its own, above what
-it holds after its imports; its ratio is to the full step of the peer that takes least.
+default, with all activations kept, and with blocks recomputed. Memory is that of a process of its own: what its tensors
+take at most in a step, as torch's profiler sees them come and go, and the resident peak above what the process holds
+after its imports, which has the allocator's holes in it; ratios are to the full step of the peer that takes least.
 
 On a machine that others use, --clock cpu with one thread (OMP_NUM_THREADS=1) counts the processor's time instead of the
 wall's.
@@ -29,6 +30,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_finetune import create_model
@@ -235,14 +237,20 @@ def peaks(case: Case, libraries: Sequence[str]) -> dict[str, dict[str, float]]:
     found = {library: memory(library, case) for library in libraries}
     whole = found if case.mode == "full" else {}
     full = [whole[peer] if peer in whole else memory(peer, case._replace(mode="full")) for peer in PEERS]
-    return {library: {"peak_mb": taken / 2**20, "peak_of_full": taken / min(full)} for library, taken in found.items()}
+    rows: dict[str, dict[str, float]] = {library: {} for library in libraries}
+    for kind in ("tensors", "resident"):
+        for library, taken in found.items():
+            share = taken[kind] / min(other[kind] for other in full)
+            rows[library] |= {f"{kind}_mb": taken[kind] / 2**20, f"{kind}_of_full": share}
+    return rows
 
 
-def memory(library: str, case: Case) -> int:
-    """Return the peak of a process that trains three steps, above what it holds after its imports, in bytes."""
+def memory(library: str, case: Case) -> dict[str, int]:
+    """Return the peaks of a process that trains three steps, in bytes: of its tensors, and resident beyond imports."""
     command = [sys.executable, __file__, WORKER, library, json.dumps(case)]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1])
+    tensors, resident = map(int, done.stdout.split()[-2:])
+    return {"tensors": tensors, "resident": resident}
 
 
 def high_water() -> int:
@@ -251,14 +259,29 @@ def high_water() -> int:
     return int(line.split()[1]) * 1024
 
 
+def tensors_at_most(contender: Contender) -> int:
+    """Return the most bytes that tensors take during a step: weights, optimizer states, and what comes and goes."""
+    states = [value for state in contender.optimizer.state.values() for value in state.values()]
+    held = sum(tensor.nbytes for tensor in (*contender.model.parameters(), *states))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
+        contender.step()
+    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
+    peak = held
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
 def work_alone(library: str, case: Case) -> None:
-    """Print that peak: what `memory` starts. A first step of a tiny network loads what is loaded on first use."""
+    """Print those peaks: what `memory` starts. A first step of a tiny network loads what is loaded on first use."""
     Contender(library, Case("tiny", 32, 1, case.mode, case.precision)).step()
     before = high_water()
     contender = Contender(library, case)
     for _ in range(3):
         contender.step()
-    print(high_water() - before)
+    resident = high_water() - before
+    print(tensors_at_most(contender), resident)
 
 
 def told(result: Mapping[str, Any]) -> list[str]:
@@ -269,7 +292,11 @@ def told(result: Mapping[str, Any]) -> list[str]:
         f"{result['peak_gflops']:.0f} GFLOP/s"
     ]
     for name, row in result["rows"].items():
-        memory_told = f"  {row['peak_mb']:6.0f} MB ({row['peak_of_full']:.2f})" if "peak_mb" in row else ""
+        memory_told = "".join(
+            f"  {kind} {row[f'{kind}_mb']:.0f} MB ({row[f'{kind}_of_full']:.2f})"
+            for kind in ("tensors", "resident")
+            if f"{kind}_mb" in row
+        )
         lines.append(
             f"  {name:<24} {row['images_per_second']:8.1f} images/s  {row['gflops']:6.0f} GFLOP/s "
             f"({row['of_peak']:4.0%})  {row['speed_over_timm']:.2f} x timm{memory_told}"
