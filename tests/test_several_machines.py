@@ -81,6 +81,7 @@ def torchrun(recipe: Path, node: int, port: int, *flags: str) -> subprocess.Pope
     """Start one of two launchers, each with one process and an address of its own."""
     where = ["--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "run"]
     where += ["--local-addr", f"127.0.0.{node + 1}", "--nnodes", "2", "--nproc-per-node", "1"]
+    where += ["--rdzv-conf", f"is_host={int(node == 0)}"]  # by address alone either could be, as both are this machine
     command = [sys.executable, "-m", "torch.distributed.run", *where, "-m", "vit_finetune", "train", str(recipe)]
     return subprocess.Popen(
         [*command, *flags],
