@@ -85,7 +85,9 @@ def _decide_readout(rung: Rung, now: Situation) -> Decision:
         return _skip(rung, now, f"there is no network of {' or '.join(rung.start)}")
     if earlier not in now.took:
         return _skip(rung, now, f"how long it takes is known from {earlier}, which was left out")
-    seconds = SAFETY * factor * now.took[earlier] if start is None else now.readout_seconds((earlier, factor))
+    seconds = SAFETY * factor * now.took[earlier]
+    if start is not None:  # fine-tuning left room for it, with a margin that is there to be used up
+        seconds = now.readout_seconds((earlier, factor)) / SAFETY
     return _if_it_fits(rung, now, seconds, start=start)
 
 
