@@ -36,6 +36,8 @@ def table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
     for recipe, changes in settings["recipes"].items():
         mine = [row for row in rows if row["recipe"] == recipe]
+        if not mine:
+            continue  # not measured yet
         first = next((row for row in mine if row["data"] == data[0]), {}) if data else {}
         counts = [(first.get("trained"), ","), (first.get("epoch_seconds"), ".0f"), (first.get("seconds"), ".0f")]
         cells = [f"[{recipe}]({recipe}.yaml)", f"`{' '.join(changes)}`" if changes else ""]
