@@ -34,10 +34,9 @@ def table(rows: list[dict[str, Any]], settings: dict[str, Any]) -> str:
     data = list(dict.fromkeys(row["data"] for row in rows))
     heads = ["recipe", "with", *data, "trained", "s / epoch", "s in all", "published on its own data"]
     lines = [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}"]
-    for recipe, changes in settings["recipes"].items():
+    measured = {row["recipe"] for row in rows}
+    for recipe, changes in ((name, kept) for name, kept in settings["recipes"].items() if name in measured):
         mine = [row for row in rows if row["recipe"] == recipe]
-        if not mine:
-            continue  # not measured yet
         first = next((row for row in mine if row["data"] == data[0]), {}) if data else {}
         counts = [(first.get("trained"), ","), (first.get("epoch_seconds"), ".0f"), (first.get("seconds"), ".0f")]
         cells = [f"[{recipe}]({recipe}.yaml)", f"`{' '.join(changes)}`" if changes else ""]
