@@ -17,12 +17,13 @@ import json
 import subprocess
 import sys
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
-from torch.profiler import ProfilerActivity, profile
+from allocation import most_allocated
 
 from vit_finetune.config import Config
 from vit_finetune.models import create_model, replace_head
@@ -78,14 +79,7 @@ def train(name: str, pixels: int, count: int) -> None:
 
 def allocated(name: str, pixels: int, count: int) -> int:
     """Return the most bytes that torch's profiler saw allocated at once."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        train(name, pixels, count)
-    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return most_allocated(partial(train, name, pixels, count))
 
 
 def resident(name: str, pixels: int, count: int) -> int:

@@ -29,8 +29,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from allocation import most_allocated
 from torch import Tensor, nn
-from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from vit_finetune import create_model
@@ -263,14 +263,7 @@ def tensors_at_most(contender: Contender) -> int:
     """Return the most bytes that tensors take during a step: weights, optimizer states, and what comes and goes."""
     states = [value for state in contender.optimizer.state.values() for value in state.values()]
     held = sum(tensor.nbytes for tensor in (*contender.model.parameters(), *states))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as told:
-        contender.step()
-    events = [event for event in told.profiler.kineto_results.events() if event.name() == "[memory]"]
-    peak = held
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
+    return most_allocated(contender.step, held=held)
 
 
 def work_alone(library: str, case: Case) -> None:

@@ -7,7 +7,6 @@ Source: Accelerate's guide "Checkpointing" (save_state, load_state, skip_first_b
 from __future__ import annotations
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DataLoaderConfiguration, ProjectConfiguration, set_seed
 from peers.few_pictures import BATCH, COLOURS, EPOCHS, IMG_SIZE, NUM_PROCESSES, SAVE_EVERY, Photos
-from peers.lives import Watch, in_processes
+from peers.lives import Watch, scored_on
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -80,12 +79,7 @@ class AccelerateSide:
 
     def scored(self, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
         """Score an untrained network; `gather` beside it is what there was before gather_for_metrics."""
-        found: list[dict[str, float]] = []
-        for world in (NUM_PROCESSES, 1):
-            file = folder / f"accelerate{world}.json"
-            in_processes(world, partial(self._score, file), folder / "accelerate.log")
-            found.append(json.loads(file.read_text(encoding="utf-8")))
-        return found[0], found[1]
+        return scored_on((NUM_PROCESSES, 1), self._score, folder, "accelerate")
 
     def _score(self, file: Path) -> None:
         accelerator = Accelerator(cpu=True)

@@ -11,14 +11,13 @@ import runpy
 import sys
 from argparse import Namespace
 from collections import deque
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from peers.few_pictures import BATCH, COLOURS, EPOCHS, IMG_SIZE, NUM_PROCESSES, SAVE_EVERY
-from peers.lives import Watch, in_processes
+from peers.lives import Watch, scored_on
 from timm.data import ImageDataset, create_dataset, create_loader, resolve_data_config
 from timm.task import ClassificationTask
 from timm.utils import init_distributed_device
@@ -55,12 +54,7 @@ class TimmSide:
 
     def scored(self, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
         """Score an untrained network by the script's validate(): on a CPU the script itself wraps no network in DDP."""
-        found: list[dict[str, float]] = []
-        for world in (NUM_PROCESSES, 1):
-            file = folder / f"timm{world}.json"
-            in_processes(world, partial(self._score, file), folder / "timm.log")
-            found.append(json.loads(file.read_text(encoding="utf-8")))
-        return found[0], found[1]
+        return scored_on((NUM_PROCESSES, 1), self._score, folder, "timm")
 
     def _run(self, run_dir: Path, *flags: str) -> None:
         sys.argv = [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from peers.few_pictures import BATCH, COLOURS, EPOCHS, IMG_SIZE, NUM_PROCESSES, SAVE_EVERY, Photos
-from peers.lives import Watch, in_processes
+from peers.lives import Watch, scored_on
 from torch import Tensor
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
@@ -41,12 +41,7 @@ class TrainerSide:
 
     def scored(self, folder: Path) -> tuple[dict[str, float], dict[str, float]]:
         """Evaluate an untrained network."""
-        found: list[dict[str, float]] = []
-        for world in (NUM_PROCESSES, 1):
-            file = folder / f"trainer{world}.json"
-            in_processes(world, partial(self._score, folder, file), folder / "trainer.log")
-            found.append(json.loads(file.read_text(encoding="utf-8")))
-        return found[0], found[1]
+        return scored_on((NUM_PROCESSES, 1), partial(self._score, folder), folder, "trainer")
 
     def _score(self, folder: Path, file: Path) -> None:
         trainer = self._trainer(folder / "trainer", None)

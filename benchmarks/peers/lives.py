@@ -13,6 +13,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -158,6 +159,18 @@ def quietly_forked(work: Callable[[], object], said: Path) -> int:
 def lived(work: Callable[[], object], said: Path) -> int:
     """Do work in a forked process whose output is added to a file; return how it ended."""
     return ended(quietly_forked(work, said))
+
+
+def scored_on(
+    worlds: tuple[int, int], score: Callable[[Path], object], folder: Path, name: str
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Return the figures that `score` writes into the file it is given, in one number of processes and in another."""
+    found: list[dict[str, float]] = []
+    for world in worlds:
+        file = folder / f"{name}{world}.json"
+        in_processes(world, partial(score, file), folder / f"{name}.log")
+        found.append(json.loads(file.read_text(encoding="utf-8")))
+    return found[0], found[1]
 
 
 def in_processes(world: int, work: Callable[[], object], said: Path) -> None:

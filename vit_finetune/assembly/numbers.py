@@ -30,7 +30,7 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, netwo
     _check(config, splits, network)
     train, batch, count = config.train, config.train.global_batch_size, len(splits.train)
     clock = {"num_train": count, "global_batch_size": batch}
-    schedule, evaluation = config.schedule, config.evaluation
+    schedule, evaluation, tuning = config.schedule, config.evaluation, config.tuning
     processes, kind = accelerator.num_processes, accelerator.device.type
     size = micro_batch(
         train.per_device_batch_size,
@@ -40,7 +40,7 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, netwo
         num_tokens=network.num_tokens,
         in_pairs=train.mixes,
     )
-    num_steps, tuning = train.steps or steps_in(train.epochs or 0, **clock), config.tuning
+    num_steps = train.steps or steps_in(train.epochs or 0, **clock)
     probe_steps = tuning.probe_steps or (steps_in(tuning.probe_epochs, **clock) if tuning.probe_epochs else 0)
     return TrainPlan(
         num_train=count,
@@ -69,7 +69,7 @@ def make_plan(config: Config, splits: Splits, accelerator: Accelerator, *, netwo
         ),
         probe_steps=probe_steps,
         probe_lr=tuning.probe_lr,
-        sizes=_sizes(config, network, num_steps, accelerator.device.type),
+        sizes=_sizes(config, network, num_steps, kind),
     )
 
 

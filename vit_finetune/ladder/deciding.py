@@ -55,14 +55,18 @@ class Situation:
         return self.pace.training(num_steps, pictures_per_step=self.pictures_per_step, num_scored=2 * self.num_val)
 
     def readout_seconds(self, like: tuple[str, float] | None) -> float:
-        """Return what a readout of a tuned network takes: its pictures are read once more; 0 where that is not known.
+        """Return what a readout of a tuned network takes, with nothing kept back: its pictures are read once more.
 
         Args:
             like: an earlier readout, and how many times its seconds.
+
+        Returns:
+            The seconds; 0 where they are not known.
         """
         if like is None or like[0] not in self.took or self.pace is None:
             return 0.0
-        return SAFETY * like[1] * self.took[like[0]] + self.pace.scoring(self.num_train + self.num_val)
+        read = self.pace.overhead + (self.num_train + self.num_val) * self.pace.forward
+        return like[1] * self.took[like[0]] + read
 
 
 def decide(rung: Rung, now: Situation) -> Decision:
@@ -85,9 +89,8 @@ def _decide_readout(rung: Rung, now: Situation) -> Decision:
         return _skip(rung, now, f"there is no network of {' or '.join(rung.start)}")
     if earlier not in now.took:
         return _skip(rung, now, f"how long it takes is known from {earlier}, which was left out")
-    seconds = SAFETY * factor * now.took[earlier]
-    if start is not None:  # fine-tuning left room for it, with a margin that is there to be used up
-        seconds = now.readout_seconds((earlier, factor)) / SAFETY
+    # For that of a tuned network fine-tuning left room, with a margin that is there to be used up.
+    seconds = SAFETY * factor * now.took[earlier] if start is None else now.readout_seconds((earlier, factor))
     return _if_it_fits(rung, now, seconds, start=start)
 
 
@@ -126,7 +129,7 @@ def _decide_training(rung: Rung, now: Situation) -> Decision:
     least = min(now.steps_per_epoch, _LEAST_STEPS)
     steps = longest(lambda count: now.training_seconds(count) <= rung.share * now.left, most)
     if steps < min(most, _LEAST_EPOCHS_OF_A_SHARE * now.steps_per_epoch):
-        room = now.left - now.readout_seconds(rung.read_like)
+        room = now.left - SAFETY * now.readout_seconds(rung.read_like)
         steps = longest(lambda count: now.training_seconds(count) <= room, most)
         if steps < least:
             steps = longest(lambda count: now.training_seconds(count) <= now.left, most)
