@@ -100,7 +100,7 @@ def test_progressive__kept_pictures_change_nothing(
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
-        ({"train": {"budget": "1m", "steps": None}}, "does not work with train.budget, whose rungs are timed"),
+        ({"train": {"budget": "1m", "steps": None}}, "does not work with train.budget, some of whose rungs"),
         ({"train": {"compile": True}}, "does not work with train.compile, which compiles"),
         ({"tuning": {"mode": "last_n", "num_blocks": 1, "cache_prefix": 1}}, "does not work with tuning.cache_prefix"),
         ({"tuning": {"mode": "readout"}}, "train.progressive_sizes does nothing with tuning.mode readout"),
@@ -135,6 +135,31 @@ def test_progressive__plan_refuses(pictures: Path, name: str, device: str, run: 
     accelerator: Any = SimpleNamespace(num_processes=1, mixed_precision="no", device=SimpleNamespace(type=device))
     with pytest.raises(RequestError, match=message):
         make_plan(config, load_splits(root=pictures), accelerator, network=network)
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "sections", "sizes"),
+    [
+        ("vit_tiny_patch16_224", "cpu", {}, [128, 160, 224]),
+        ("vit_tiny_patch16_224", "cuda", {}, [128, 160, 224]),
+        ("vit_tiny_patch16_224", "cuda", {"run": {"deterministic": True}}, []),
+        ("vit_tiny_patch16_224", "cpu", {"train": {"compile": True}}, []),
+        ("vit_tiny_patch16_224", "cpu", {"tuning": {"mode": "lora"}}, []),
+        ("vit_tiny_patch16_224", "cpu", {"tuning": {"mode": "last_n", "num_blocks": 1, "cache_prefix": 1}}, []),
+        ("beit_base_patch16_224", "cpu", {}, []),
+    ],
+)
+def test_progressive__auto_yields(
+    pictures: Path, name: str, device: str, sections: dict[str, dict[str, Any]], sizes: list[int]
+) -> None:
+    """Where sizes asked for would be refused, auto keeps to one; so it does where less than the network trains."""
+    config = tiny_config(pictures, Path("run"), train={"progressive_sizes": "auto"})
+    for section, values in sections.items():
+        config[section] = {**config.get(section, {}), **values}
+    accelerator: Any = SimpleNamespace(num_processes=1, mixed_precision="no", device=SimpleNamespace(type=device))
+    network, splits = variant_config(name), load_splits(root=pictures)
+    plan = make_plan(Config.load(config), splits, accelerator, network=network)
+    assert [size.height for size in plan.sizes] == sizes
 
 
 def test_progressive__auto_keeps_no_prefix(pictures: Path) -> None:

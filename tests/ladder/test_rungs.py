@@ -10,15 +10,16 @@ import pytest
 from vit_finetune import Config
 from vit_finetune.config import TrainConfig
 from vit_finetune.ladder.decisions import RUN, Decision, Log
-from vit_finetune.ladder.rungs import RUNGS, rung_config
+from vit_finetune.ladder.rungs import RUNGS, pilot_config, rung_config
+from vit_finetune.training.stages import plan_sizes
 
 RUNG = {rung.name: rung for rung in RUNGS}
 LOG = Log(budget="1m", config={}, data="", num_threads=1, mixed_precision="no", num_processes=1)
 
 
-def config_of(rung: str, num_steps: int | None, **train: Any) -> Config:
-    """Return the configuration of a rung under a recipe with these options of training."""
-    recipe = Config.load(
+def recipe_of(**train: Any) -> Config:
+    """Return a recipe under a budget with these options of training."""
+    return Config.load(
         {
             "model": {"name": "vit_tiny_patch16_224", "pretrained": None},
             "data": {"root": "photos"},
@@ -26,8 +27,12 @@ def config_of(rung: str, num_steps: int | None, **train: Any) -> Config:
             "run": {"dir": "runs/photos"},
         }
     )
+
+
+def config_of(rung: str, num_steps: int | None, **train: Any) -> Config:
+    """Return the configuration of a rung under a recipe with these options of training."""
     decision = Decision(rung=rung, decision=RUN, num_steps=num_steps, reason="", elapsed_seconds=0.0)
-    return rung_config(recipe, RUNG[rung], decision, LOG)
+    return rung_config(recipe_of(**train), RUNG[rung], decision, LOG)
 
 
 @pytest.mark.parametrize(("steps", "warmup"), [(1, 0), (15, 7), (28, 14), (40, 20), (199, 20), (201, 21), (1000, 100)])
@@ -53,6 +58,15 @@ def test_rung_config__a_readout_does_not_choke_on_training(options: dict[str, An
     assert {name: getattr(config_of("longer", 100, **options).train, name) for name in options} == options
     read = config_of("readout", None, **options).train
     assert [getattr(read, name) for name in options] == [TrainConfig.model_fields[name].default for name in options]
+
+
+def test_pilot_config__sees_every_size() -> None:
+    """Four steps at the network's size; three before them where small pictures come first."""
+    plain, mixed = (pilot_config(recipe_of(progressive_sizes=sizes), RUNG["fine_tune"], LOG) for sizes in ((), "auto"))
+    assert (plain.train.steps, plain.evaluation.every_steps, Path(plain.run.dir).name) == (4, 4, "pilot")
+    assert (mixed.train.steps, mixed.evaluation.every_steps) == (7, 7)
+    sizes = plan_sizes("auto", until=mixed.train.progressive_until, num_steps=7, target=(98, 98), patch_size=(14, 14))
+    assert [size.first_step for size in sizes] == [0, 1, 3]
 
 
 def test_rung_config__has_a_folder_of_its_own() -> None:

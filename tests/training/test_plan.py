@@ -310,6 +310,26 @@ def test_plan_sizes__equal_parts_then_the_target(
 
 
 @pytest.mark.parametrize(
+    ("target", "patch", "num_steps", "found"),
+    [
+        ((98, 98), 14, 100, [(56, 56), (70, 70), (98, 98)]),
+        ((224, 224), 16, 100, [(128, 128), (160, 160), (224, 224)]),
+        ((224, 224), 14, 100, [(126, 126), (154, 154), (224, 224)]),
+        ((224, 112), 16, 100, [(128, 64), (160, 80), (224, 112)]),
+        ((70, 70), 14, 100, [(56, 56), (70, 70)]),  # three patches a side are left out
+        ((56, 56), 14, 100, []),
+        ((100, 100), 14, 100, []),  # patches do not divide it
+        ((98, 98), 14, 2, []),  # 0.7 of two steps is one, for two sizes
+        ((98, 98), 14, 3, [(56, 56), (70, 70), (98, 98)]),
+    ],
+)
+def test_plan_sizes__auto(target: tuple[int, int], patch: int, num_steps: int, found: list[tuple[int, int]]) -> None:
+    """Four and five sevenths of the patches a side, nothing where that leaves too few patches or steps."""
+    plan = plan_sizes("auto", until=0.7, num_steps=num_steps, target=target, patch_size=(patch, patch))
+    assert [(size.height, size.width) for size in plan] == found
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"sizes": [(112, 56)]}, r"is 112x56 pixels; .* the nearest is 98x56"),

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import timm
 import torch
+from run_helpers import ROOT
 from safetensors.torch import save_file
 from timm.layers import resample_abs_pos_embed, resample_patch_embed
 from timm.models import adapt_input_conv
@@ -470,3 +473,16 @@ def test_from_pretrained__costs_little_more_than_reading(tmp_path):
     built, _ = from_pretrained(tmp_path / "base.safetensors", num_classes=10)
     assert private_megabytes() - before < 60  # the file holds 327 MB
     assert built.num_classes == 10
+
+
+def test_from_pretrained__asks_torch_for_no_compiler(tmp_path: Path) -> None:
+    """Values that are replaced anyway are not drawn: on the meta device torch does that by importing its compiler."""
+    weights = tmp_path / "model.safetensors"
+    save_file(create_model("vit_tiny_patch16_224", num_classes=3).state_dict(), weights)
+    program = (
+        "import sys; from vit_finetune import from_pretrained\n"
+        f"from_pretrained({str(weights)!r}, name='vit_tiny_patch16_224', num_classes=2)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.strip() == "False"

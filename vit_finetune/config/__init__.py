@@ -84,14 +84,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _what_changes_size(self) -> Config:
         reasons = {
-            "train.budget, whose rungs are timed at one size": self.train.budget is not None,
+            "train.budget, some of whose rungs may have no step for each; give auto": self.train.budget is not None,
             "train.compile, which compiles the network for one size": self.train.compile,
             "tuning.cache_prefix, which keeps what pictures of one size give": isinstance(
                 self.tuning.cache_prefix, int
             ),
         }
         for what, is_asked in reasons.items():
-            if self.train.progressive_sizes and is_asked:
+            if self.train.progressive_sizes not in ((), "auto") and is_asked:
                 raise ValueError(f"train.progressive_sizes does not work with {what}")
         return self
 
@@ -115,7 +115,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _readouts_train_nothing(self) -> Config:
-        given = [key for key in FOR_NETWORKS if getattr(self.train, key) != TrainConfig.model_fields[key].default]
+        defaults = {key: TrainConfig.model_fields[key].default for key in FOR_NETWORKS}
+        given = [key for key, value in defaults.items() if getattr(self.train, key) not in (value, "auto")]
         if self.tuning.mode == "readout" and given:
             raise ValueError(
                 f"train.{given[0]} does nothing with tuning.mode readout, which fits a readout of frozen features for "

@@ -150,8 +150,8 @@ def _copy(backbone: Backbone, changes: dict[str, object]) -> Backbone:
     """Return a network of its own around the same tensors, with another pooling where asked for, without a head."""
     config = backbone.config.updated({**changes, "num_classes": 0})
     with torch.device("meta"):
-        plain = build_model(config.updated({"weight_init": "skip"}))
-    plain.config, plain.name = config, backbone.name
+        plain = build_model(config)
+    plain.name = backbone.name
     tensors = {name: value for name, value in backbone.state_dict().items() if not _is_head(name)}
     new = {name: torch.zeros(value.shape) for name, value in plain.state_dict().items() if name not in tensors}
     kept = {name: value for name, value in tensors.items() if name in plain.state_dict()}

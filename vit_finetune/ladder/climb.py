@@ -25,10 +25,10 @@ from vit_finetune.config import Config
 from vit_finetune.data import Splits
 from vit_finetune.ladder.blending import blend
 from vit_finetune.ladder.deciding import Situation, decide
-from vit_finetune.ladder.decisions import RUN, Decision, Log
+from vit_finetune.ladder.decisions import Decision, Log
 from vit_finetune.ladder.opening import checked_budget, open_run, settled_precision
-from vit_finetune.ladder.pace import PILOT_STEPS, Pace, pilot_splits, read_pilot
-from vit_finetune.ladder.rungs import BLEND, RUNGS, TRAINING, Rung, rung_config
+from vit_finetune.ladder.pace import Pace, pilot_splits, read_pilot
+from vit_finetune.ladder.rungs import BLEND, PILOT, RUNGS, TRAINING, Rung, pilot_config, rung_config
 from vit_finetune.ladder.telling import Row, finish, table
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import open_splits
@@ -36,8 +36,6 @@ from vit_finetune.training import RunConsole, on_main, set_threads, start_accele
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
-
-_PILOT = "pilot"
 
 
 class Train(Protocol):
@@ -226,17 +224,15 @@ class _Climber:
 
     def measure(self, rung: Rung) -> None:
         """Time a few steps of training, as a run of its own that is thrown away."""
-        pilot = rung_dir(self.run_dir, _PILOT)
-        few = pilot_splits(self.seen)
-        decision = Decision(rung=_PILOT, decision=RUN, num_steps=PILOT_STEPS, reason="", elapsed_seconds=0.0)
-        config = rung_config(self.config, replace(rung, name=_PILOT), decision, self.log)
-        self.console.say(f"rung     {PILOT_STEPS} steps to see how long they take")
+        pilot, few = rung_dir(self.run_dir, PILOT), pilot_splits(self.seen)
+        config = pilot_config(self.config, rung, self.log)
+        self.console.say(f"rung     {config.train.steps} steps to see how long they take")
         on_main(self.accelerator, lambda: shutil.rmtree(pilot, ignore_errors=True))
         before = self.now()
         self.train(config, resume=True, data=few)
         seconds = self.now() - before
-        sizes = {"num_val": len(few.val or ()), "pictures_per_step": self.config.train.global_batch_size}
-        pace = on_main(self.accelerator, lambda: read_pilot(pilot, seconds=seconds, **sizes))
+        num_val, train = len(few.val or ()), self.config.train
+        pace = on_main(self.accelerator, lambda: read_pilot(pilot, seconds=seconds, num_val=num_val, train=train))
         on_main(self.accelerator, lambda: shutil.rmtree(pilot, ignore_errors=True))
         self.write(replace(self.log, pace=asdict(pace)))
 

@@ -6,15 +6,19 @@ decoding, optimizer, processes and checkpoints are all in it.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 
 import numpy as np
 
+from vit_finetune.config import TrainConfig
 from vit_finetune.data import ImageSet, Splits
+from vit_finetune.ladder.decisions import PLAN_FILE
 from vit_finetune.training.journal import Journal
 
 PILOT_STEPS = 4
@@ -33,12 +37,14 @@ class Pace:
     Attributes:
         overhead: of a run beside its steps and its scoring: opening data and weights, writing the model.
         forward: per picture that is scored.
-        step: per optimizer step of the whole network; None before it was measured.
+        step: per optimizer step of the whole network, at the network's picture size; None before it was measured.
+        share: of that, what a step of a whole run takes, in (0, 1]: less where pictures are small first.
     """
 
     overhead: float
     forward: float
     step: float | None = None
+    share: float = 1.0
 
     @classmethod
     def of_first_rung(cls, seconds: float, pictures: int) -> Pace:
@@ -58,7 +64,7 @@ class Pace:
             num_scored: pictures scored over the whole run.
         """
         step = self.step or _FORWARDS_PER_STEP * self.forward * pictures_per_step
-        return SAFETY * (self.overhead + num_steps * step + num_scored * self.forward)
+        return SAFETY * (self.overhead + num_steps * self.share * step + num_scored * self.forward)
 
 
 def longest(fits: Callable[[int], bool], most: int) -> int:
@@ -84,7 +90,7 @@ def pilot_splits(splits: Splits) -> Splits:
     return Splits(train=splits.train, val=few, test=None, class_names=splits.class_names)
 
 
-def read_pilot(run_dir: Path, *, seconds: float, num_val: int, pictures_per_step: int) -> Pace:
+def read_pilot(run_dir: Path, *, seconds: float, num_val: int, train: TrainConfig) -> Pace:
     """Return the pace that a finished probe shows.
 
     Scoring a few pictures is mostly its start (worker processes, a GPU's first kernels). So a picture is taken for no
@@ -94,12 +100,16 @@ def read_pilot(run_dir: Path, *, seconds: float, num_val: int, pictures_per_step
         run_dir: of the probe.
         seconds: that it took as a whole.
         num_val: pictures that it scored each time: at its last step, and as its result.
-        pictures_per_step: the global batch.
+        train: the section of the run under a budget: its global batch, and how long its pictures are small.
     """
     rows = Journal(run_dir / "timing.jsonl").rows()
     steps = [row["seconds"] for row in rows if "seconds" in row]
     scored = [row["evaluation_seconds"] for row in rows if "evaluation_seconds" in row]
-    step = median(steps[1:] or steps)  # the first step makes buffers, and is of no other step's length
-    forward = min(sum(scored) / max(1, num_val * len(scored)), step / pictures_per_step)
+    starts = [size["first_step"] for size in json.loads((run_dir / PLAN_FILE).read_text(encoding="utf-8"))["sizes"]]
+    *small, full = (steps[start:end] for start, end in pairwise([*(starts or [0]), len(steps)]))
+    step = median(full[1:] or full)  # the first step makes buffers, and is of no other step's length
+    until = train.progressive_until if small else 0.0
+    share = 1 - until + until * mean(map(min, small or [[0.0]])) / step
+    forward = min(sum(scored) / max(1, num_val * len(scored)), step / train.global_batch_size)
     overhead = max(0.0, seconds - sum(steps) - 2 * num_val * forward)
-    return Pace(overhead=overhead, forward=forward, step=step)
+    return Pace(overhead=overhead, forward=forward, step=step, share=min(1.0, share))

@@ -12,15 +12,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from vit_finetune.common.layout import rung_dir
 from vit_finetune.config import FOR_NETWORKS, Config, TrainConfig
-from vit_finetune.ladder.decisions import Decision, Log
+from vit_finetune.ladder.decisions import RUN, Decision, Log
+from vit_finetune.ladder.pace import PILOT_STEPS
 
 READOUT, TRAINING, BLEND = "readout", "training", "blend"
+_PILOT_SMALL_STEPS = 3
+PILOT = "pilot"  # the name of the folder of what is only timed
 _SAVE_EVERY_MINUTES = 2.0
 _WARMUP = 0.1  # of the steps: what the MAE and BEiT recipes give of theirs, 5 epochs of 50 to 100, is of this size
 # Adam's first steps are all of the peak rate's length; a shorter warm-up spoils the network (docs/small_folders.md).
@@ -166,3 +169,21 @@ def rung_config(config: Config, rung: Rung, decision: Decision, log: Log) -> Con
         for name, keys in section.items():
             values[name] = {**values.get(name, {}), **keys}
     return Config.load(values)
+
+
+def pilot_config(config: Config, rung: Rung, log: Log) -> Config:
+    """Return the configuration of a few steps of a training rung, in a folder of their own, to be timed.
+
+    Args:
+        config: of the run under a budget.
+        rung: the training rung.
+        log: of the run.
+
+    Returns:
+        `PILOT_STEPS` steps at the network's picture size, after one or two at each smaller one that the recipe has.
+    """
+    small = _PILOT_SMALL_STEPS if config.train.progressive_sizes else 0
+    steps = small + PILOT_STEPS
+    decision = Decision(rung=PILOT, decision=RUN, num_steps=steps, reason="", elapsed_seconds=0.0)
+    pilot = rung_config(config, replace(rung, name=PILOT), decision, log)
+    return pilot if not small else Config.load(pilot, overrides=[f"train.progressive_until={small / steps}"])

@@ -49,7 +49,7 @@ def count_parameters(config: NetworkConfig) -> int:
 def _size_at(config: NetworkConfig, depth: int) -> int:
     """Return how many parameters a network would have at another depth."""
     with torch.device("meta"):
-        return _size(build_model(config.updated({"depth": depth, "weight_init": "skip"})))
+        return _size(build_model(config.updated({"depth": depth})))
 
 
 def summarize(model: Backbone, img_size: tuple[int, int] | None = None) -> list[SummaryRow]:

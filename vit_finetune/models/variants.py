@@ -76,15 +76,18 @@ def variant_config(name: str) -> NetworkConfig:
 def build_model(config: NetworkConfig) -> Backbone:
     """Build a network; with `weight_init="skip"` without a moment spent on values, which are then whatever memory held.
 
+    On the meta device, which has no values, none are drawn either: torch draws some by importing its compiler.
+
     Args:
         config: the network, of any family.
     """
     device = torch.get_default_device()
-    if config.weight_init != "skip" or device.type == "meta":
+    if config.weight_init != "skip" and device.type != "meta":
         return _construct(config)
     with torch.device("meta"):
-        model = _construct(config)
-    return model.to_empty(device=device)
+        model = _construct(config.updated({"weight_init": "skip"}))
+    model.config = config
+    return model if device.type == "meta" else model.to_empty(device=device)
 
 
 def _construct(config: NetworkConfig) -> Backbone:

@@ -94,7 +94,7 @@ def network_on_paper(config: Config, num_classes: int) -> Backbone:
         raise RequestError("tuning.mode readout trains no network; there is nothing to plan")
     if config.model.name is not None:
         with torch.device("meta"):
-            model = replace_head(create_model(config.model.name, **options | {"weight_init": "skip"}), num_classes)
+            model = replace_head(create_model(config.model.name, **options), num_classes)
     else:
         source = config.model.pretrained or ""  # the configuration refuses neither name nor weights
         model = from_pretrained(source, num_classes=num_classes, **options)[0].to("meta")

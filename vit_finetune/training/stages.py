@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 from vit_finetune.common.errors import RequestError
 
@@ -96,8 +97,12 @@ class PictureSize:
     width: int
 
 
+_AUTO_SHARES = (4 / 7, 5 / 7)  # of a side; what was measured at 98 pixels (docs/small_folders.md)
+_LEAST_AUTO_PATCHES = 4  # a side: smaller grids were not measured
+
+
 def plan_sizes(
-    sizes: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]] | Literal["auto"],
     *,
     until: float,
     num_steps: int,
@@ -107,7 +112,9 @@ def plan_sizes(
     """Return the sizes of a run's training pictures, each for an equal part of its first steps, then the target.
 
     Args:
-        sizes: (height, width) in pixels, in their order; none for a run at the target alone.
+        sizes: (height, width) in pixels, in their order; none for a run at the target alone. "auto" for four and five
+            sevenths of the target's patches a side; none of them where patches do not divide the target, a side would
+            have fewer than four, or there are too few steps.
         until: share of the steps before the target, in (0, 1).
         num_steps: optimizer steps of the whole run.
         target: (height, width) that the network is for.
@@ -119,6 +126,10 @@ def plan_sizes(
     Raises:
         RequestError: patches do not divide a size, it is larger than the target, or there are too few steps.
     """
+    end = int(round(until * num_steps, 9))  # forgives the rounding error of a product such as 0.29 x 100
+    if sizes == "auto":
+        sizes = _auto_sizes(target, patch_size)
+        sizes = sizes if len(sizes) <= end else ()
     for size in (*sizes, *([target] if sizes else [])):
         nearest = tuple(
             patch * min(max(1, round(side / patch)), limit // patch)
@@ -132,7 +143,6 @@ def plan_sizes(
             )
     if not sizes:
         return ()
-    end = int(round(until * num_steps, 9))  # forgives the rounding error of a product such as 0.29 x 100
     starts = [*(end * number // len(sizes) for number in range(len(sizes))), end]
     if any(first == second for first, second in pairwise(starts)):
         raise RequestError(
@@ -142,6 +152,18 @@ def plan_sizes(
     return tuple(
         PictureSize(first_step=start, height=height, width=width)
         for start, (height, width) in zip(starts, (*sizes, target), strict=True)
+    )
+
+
+def _auto_sizes(target: tuple[int, int], patch_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    if any(side % patch for side, patch in zip(target, patch_size, strict=True)):
+        return ()
+    rows, columns = (side // patch for side, patch in zip(target, patch_size, strict=True))
+    grids = dict.fromkeys((round(share * rows), round(share * columns)) for share in _AUTO_SHARES)
+    return tuple(
+        (height * patch_size[0], width * patch_size[1])
+        for height, width in grids
+        if min(height, width) >= _LEAST_AUTO_PATCHES and (height, width) != (rows, columns)
     )
 
 

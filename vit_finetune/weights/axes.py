@@ -49,10 +49,29 @@ def rearranged(value: Tensor, pattern: str, sizes: Mapping[str, int], name: str)
     return result
 
 
+# Of shapes alone torch stacks, joins and multiplies only after importing its compiler, which takes seconds.
+
+
+def stacked(*parts: Tensor) -> Tensor:
+    """Return tensors of one shape along a new first axis; of meta tensors without torch's help."""
+    if parts[0].is_meta and len({part.shape for part in parts}) == 1:
+        return parts[0].new_empty(len(parts), *parts[0].shape)
+    return torch.stack(parts)
+
+
+def joined(*parts: Tensor) -> Tensor:
+    """Return tensors one after the other along their first axis; of meta tensors without torch's help."""
+    if parts[0].is_meta and len({part.shape[1:] for part in parts}) == 1:
+        return parts[0].new_empty(sum(part.shape[0] for part in parts), *parts[0].shape[1:])
+    return torch.cat(parts)
+
+
 def times(factors: Sequence[float]) -> Callable[[Tensor], Tensor]:
     """Return the function that multiplies equal parts of a first axis, in float64, by one factor each."""
 
     def scaled(value: Tensor) -> Tensor:
+        if value.is_meta:
+            return value
         parts = value.double().chunk(len(factors))
         return torch.cat([part * factor for part, factor in zip(parts, factors, strict=True)]).to(value.dtype)
 

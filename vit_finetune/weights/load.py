@@ -184,8 +184,8 @@ def _check_choices(head: str, pos_embed: str) -> None:
 def _empty_model(config: NetworkConfig, name: str | None) -> Backbone:
     """Build a network of shapes alone: initialising a ViT-L would cost 7 s, and every value is replaced anyway."""
     with torch.device("meta"):
-        model = build_model(config.updated({"weight_init": "skip"}))
-    model.config, model.name = config, name
+        model = build_model(config)
+    model.name = name
     return model
 
 

@@ -46,7 +46,7 @@ def network_of(plan: Plan, layout: Format, *, stated: NetworkConfig | None, name
         else _told(plan, layout, names_only=names_only).updated({"num_classes": classes})
     )
     with torch.device("meta"):
-        wanted = build_model(config.updated({"weight_init": "skip"})).state_dict()
+        wanted = build_model(config).state_dict()
     _compare(plan.tensors, {name: tuple(value.shape) for name, value in wanted.items()}, plan, layout)
     return config
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable, RequestError
-from vit_finetune.weights.axes import axis_sizes, factors_in_words, factors_of, rearranged, times
+from vit_finetune.weights.axes import axis_sizes, factors_in_words, factors_of, rearranged, stacked, times
 from vit_finetune.weights.constants import stand_ins
 from vit_finetune.weights.lazy import Lazy, Plan, combine
 from vit_finetune.weights.rules import Format, Rule, fill, reason_for, template, two_sides
@@ -165,7 +165,7 @@ def _read(rule: Rule, parts: Sequence[Lazy | None], targets: tuple[str, ...], fi
     def joined(*values: Tensor) -> Tensor:
         rest = iter(values)
         members = [torch.zeros_like(values[0]) if part is None else next(rest) for part in parts]
-        value = torch.stack(members) if isinstance(rule.theirs, tuple) else members[0]
+        value = stacked(*members) if isinstance(rule.theirs, tuple) else members[0]
         return value if rule.pattern is None else rearranged(value, rule.pattern, sizes, label)
 
     whole = given[0]

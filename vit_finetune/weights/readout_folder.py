@@ -101,10 +101,9 @@ def _build(config: Mapping[str, Any], folder: Path) -> tuple[ReadoutModel, Prepr
         raise RequestError(
             f"{folder} is written in format {config['format']}, this version reads {_FORMAT}; update vit-finetune"
         )
-    network = _FAMILIES[config["family"]].from_mapping({**config["network"], "weight_init": "skip"})
+    network = _FAMILIES[config["family"]].from_mapping(config["network"])
     with torch.device("meta"):
         backbone = build_model(network)
-    backbone.config = network.updated({"weight_init": config["network"].get("weight_init", "")})
     backbone.name = config["architecture"]
     layout = FeatureLayout(tuple(config["layers"]), int(config["grid"]))
     readout = build_readout(config["readout"])

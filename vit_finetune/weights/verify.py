@@ -89,7 +89,7 @@ def _check_pictures(images: Tensor, config: NetworkConfig) -> None:
 
 def _ours(tensors: Mapping[str, Lazy], config: NetworkConfig) -> Callable[[Tensor], Tensor]:
     with torch.device("meta"):
-        model = build_model(config.updated({"weight_init": "skip"}))
+        model = build_model(config)
     values = {name: value.float().contiguous() for name, value in computed(tensors).items()}
     model.load_state_dict(values, strict=True, assign=True)
     model.eval()

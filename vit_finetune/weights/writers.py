@@ -14,6 +14,7 @@ import json
 import struct
 import zipfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -106,12 +107,13 @@ def write_safetensors(path: Path, tensors: Mapping[str, Lazy], *, metadata: Mapp
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     digests = {}
-    with path.open("wb") as file:
+    with path.open("wb") as file, ThreadPoolExecutor(max_workers=1) as beside:
         file.write(struct.pack("<Q", len(text)) + text)
         for name in names:
             data = _raw(_value(name, tensors[name]))
+            digest = beside.submit(hashlib.sha256, data)  # as long as writing, and neither holds the interpreter
             file.write(data)
-            digests[name] = hashlib.sha256(data).hexdigest()
+            digests[name] = digest.result().hexdigest()
     return digests
 
 

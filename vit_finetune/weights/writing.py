@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from vit_finetune.common.errors import NotRepresentable
 from vit_finetune.models.network_config import NetworkConfig
-from vit_finetune.weights.axes import axis_sizes, factors_in_words, rearranged, times
+from vit_finetune.weights.axes import axis_sizes, factors_in_words, joined, rearranged, stacked, times
 from vit_finetune.weights.constants import is_constant, stand_ins
 from vit_finetune.weights.lazy import Lazy, Plan, combine
 from vit_finetune.weights.representable import widened
@@ -106,7 +105,7 @@ def _written(
     rule: Rule, values: Sequence[Lazy], sources: tuple[str | None, ...], fields: Mapping[str, Any]
 ) -> dict[str, Lazy]:
     """Undo what reading does, step by step, last step first."""
-    whole = values[0] if len(values) == 1 else combine(lambda *parts: torch.cat(parts), values, "join rows")
+    whole = values[0] if len(values) == 1 else combine(joined, values, "join rows")
     if rule.scale is not None:
         factors = [1 / factor for factor in rule.scale(fields)]
         whole = combine(times(factors), [whole], factors_in_words(factors))
@@ -153,6 +152,6 @@ def _spelled(written: Mapping[str, Lazy], prefix: str, names: Mapping[str, str])
         default = name.removeprefix("/") if name.startswith("/") else prefix + name
         groups.setdefault(_known(name, names) or default, []).append(value)
     return {
-        name: values[0] if len(values) == 1 else combine(lambda *layers: torch.stack(layers), values, "stack layers")
+        name: values[0] if len(values) == 1 else combine(stacked, values, "stack layers")
         for name, values in groups.items()
     }
