@@ -7,8 +7,9 @@ the peak memory of its process, accuracy on val. Ratios are to the fastest peer 
 
 --mode full trains everything. last_n trains the last three blocks: ours as a plain run, and with one and two views of
 the frozen half kept (tuning.cache_prefix), the cache empty at the start. linear_probe trains the head: ours with one
-view kept, and a readout of frozen features (recipe frozen_features) with an empty and with a filled cache. Peers other
-than the plain loop cannot freeze from their command line, so these modes have it alone.
+view kept, and readouts of frozen features (recipe frozen_features), of the class token and the best of all kinds, with
+an empty and with a filled cache. Peers other than the plain loop cannot freeze from their command line, so these modes
+have it alone.
 
 Run: python benchmarks/time_to_accuracy.py [--data FOLDER[:IMG_SIZE[:HFLIP]]] [--mode last_n] [--timm-train train.py]
 Without --data: the quickstart's digits at 56 px, about 2 minutes a round on two cores.
@@ -127,8 +128,9 @@ def contenders(task: Task, mode: str, seed: int, epochs: int, timm_train: Path |
             add_ours(f"last_n, views {views}", *settings, f"tuning.cache_prefix={views}")
     else:
         add_ours("linear_probe, views 1", "tuning.mode=linear_probe", "tuning.cache_prefix=1")
-        add_ours("readout, cold", recipe="frozen_features")
-        add_ours("readout, warm", recipe="frozen_features", is_cold=False)
+        for name, settings in {"logistic regression": ("readout.name=logistic",), "best readout": ()}.items():
+            add_ours(f"{name}, cold", *settings, recipe="frozen_features")
+            add_ours(f"{name}, warm", *settings, recipe="frozen_features", is_cold=False)
     place = task.work / f"plain-{mode}-{seed}"
     command = [sys.executable, str(PEERS / "plain_loop.py"), "--data", str(task.folder), "--mode", mode]
     command += ["--weights", str(weights["timm"] / "model.safetensors"), "--output", str(place.with_suffix(".json"))]
