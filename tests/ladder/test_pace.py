@@ -41,8 +41,8 @@ def test_read_pilot__the_start_of_scoring_is_no_pictures_price(tmp_path: Path) -
 
 def test_read_pilot__small_pictures_first_take_their_share(tmp_path: Path) -> None:
     """Steps of 0.4 and 0.6 s at two smaller sizes, 1 s at the target: 0.7 of the steps take half of that."""
-    seconds = (0.4, 0.7, 0.6, 1.9, 1.0, 1.0, 1.0)
-    write_probe(tmp_path, [{"step": 1, "seconds": value} for value in seconds], sizes=(0, 1, 3))
+    seconds = (0.9, 0.4, 0.7, 0.6, 1.9, 1.0, 1.0, 1.0)
+    write_probe(tmp_path, [{"step": 1, "seconds": value} for value in seconds], sizes=(0, 2, 4))
     pace = read_pilot(tmp_path, seconds=10.0, num_val=10, train=TRAIN)
     assert pace.step == 1.0
     assert pace.share == pytest.approx(0.65)

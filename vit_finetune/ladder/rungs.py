@@ -22,7 +22,7 @@ from vit_finetune.ladder.decisions import RUN, Decision, Log
 from vit_finetune.ladder.pace import PILOT_STEPS
 
 READOUT, TRAINING, BLEND = "readout", "training", "blend"
-_PILOT_SMALL_STEPS = 3
+_PILOT_SMALL_STEPS = 4
 PILOT = "pilot"  # the name of the folder of what is only timed
 _SAVE_EVERY_MINUTES = 2.0
 _WARMUP = 0.1  # of the steps: what the MAE and BEiT recipes give of theirs, 5 epochs of 50 to 100, is of this size
@@ -180,7 +180,7 @@ def pilot_config(config: Config, rung: Rung, log: Log) -> Config:
         log: of the run.
 
     Returns:
-        `PILOT_STEPS` steps at the network's picture size, after one or two at each smaller one that the recipe has.
+        `PILOT_STEPS` steps at the network's picture size, after two at each smaller one that the recipe has.
     """
     small = _PILOT_SMALL_STEPS if config.train.progressive_sizes else 0
     steps = small + PILOT_STEPS
