@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -11,9 +13,12 @@ from vit_finetune.pages.thumbnails import thumbnail
 from vit_finetune.report.run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from vit_finetune.predictor import Predictor
 
-_MOST_BYTES = 1 << 30  # of the attention maps of one picture
+_MOST_BYTES = 1 << 30  # of the attention maps of the pictures that are drawn together
+_MOST_TOGETHER = 8
 
 
 class Looking:
@@ -27,6 +32,7 @@ class Looking:
     def __init__(self, run: RunFolder, *, is_wanted: bool = True) -> None:
         self._run = run
         self._predictor: Predictor | None = None
+        self._crops: dict[int, Image.Image | Tensor] = {}
         self._reason = "" if is_wanted else "attention was not asked for"
 
     @property
@@ -38,21 +44,39 @@ class Looking:
             "Beside each picture: the crop that the model saw, brighter where its attention went (attention rollout)."
         )
 
-    def at(self, image: Image.Image, size: int) -> str:
-        """Return the address of a picture as the model saw it, with its attention over it; empty where it cannot be.
+    def keep(self, row: int, image: Image.Image) -> None:
+        """Keep of a picture what the model sees of it, to be drawn with others.
 
         Args:
+            row: its number, for `drawn`.
             image: in mode RGB.
-            size: the longer side of the drawing, in pixels.
         """
-        if self._reason:
-            return ""
+        if not self._reason:
+            with self._excused():
+                self._predictor = self._predictor or _loaded(self._run)
+                self._crops[row] = _crop(self._predictor, image)
+
+    def drawn(self, size: int) -> dict[int, str]:
+        """Return the addresses of what was kept, by row, with the model's attention over it; none where none can be.
+
+        Args:
+            size: the longer side of a drawing, in pixels.
+        """
+        found: dict[int, str] = {}
+        if self._predictor is not None and not self._reason:
+            with self._excused():
+                drawings = _drawn(self._predictor, list(self._crops.values()))
+                found = {row: thumbnail(drawing, size) for row, drawing in zip(self._crops, drawings, strict=True)}
+        self._crops = {}
+        return found
+
+    @contextmanager
+    def _excused(self) -> Iterator[None]:
+        """Take an error for the reason why there are no overlays."""
         try:
-            self._predictor = self._predictor or _loaded(self._run)
-            return thumbnail(_drawn(self._predictor, image), size)
+            yield
         except (VitFinetuneError, NotImplementedError, AttributeError) as error:
             self._reason = str(error) or "this network has no attention maps"
-            return ""
 
 
 def _loaded(run: RunFolder) -> Predictor:
@@ -62,25 +86,41 @@ def _loaded(run: RunFolder) -> Predictor:
 
     device = (run.config.get("run") or {}).get("device", "auto")
     predictor = Predictor(run.path, device=None if device == "auto" else device)
-    config = predictor.model.config
-    if 4 * config.depth * config.num_heads * config.num_tokens**2 > _MOST_BYTES:
+    if _bytes_of_maps(predictor) > _MOST_BYTES:
         raise RequestError("the maps of one picture would take more than a gigabyte")
     return predictor
 
 
-def _drawn(predictor: Predictor, image: Image.Image) -> Image.Image:
-    """Return the crop that the model sees, with attention rollout over it."""
+def _crop(predictor: Predictor, image: Image.Image) -> Image.Image | Tensor:
+    """Return what the model sees of a picture."""
+    from vit_finetune.data.transforms import build_eval_crop
+
+    crop: Image.Image | Tensor = build_eval_crop(predictor.preprocess)(image)
+    return crop
+
+
+def _bytes_of_maps(predictor: Predictor) -> int:
+    """Return what the maps of one picture take."""
+    config = predictor.model.config
+    return 4 * config.depth * config.num_heads * config.num_tokens**2
+
+
+def _drawn(predictor: Predictor, crops: Sequence[Image.Image | Tensor]) -> Iterator[Image.Image]:
+    """Yield crops that the model sees, with attention rollout over them."""
     import torch
     from torchvision.transforms.v2.functional import to_pil_image
 
-    from vit_finetune.data.transforms import build_eval_crop, build_eval_rest
+    from vit_finetune.data.transforms import build_eval_rest
     from vit_finetune.evaluation.explain import attention_rollout, overlay
     from vit_finetune.models import attention_maps
 
-    crop = build_eval_crop(predictor.preprocess)(image)
-    x = build_eval_rest(predictor.preprocess)(crop)[None].to(predictor.device)
-    model = predictor.model
-    with torch.inference_mode():
-        heat = attention_rollout(attention_maps(model, x), num_prefix_tokens=model.num_prefix_tokens)
-    shown = crop if isinstance(crop, Image.Image) else to_pil_image(crop)
-    return overlay(shown, heat[0].reshape(model.config.grid_size).cpu().numpy())
+    rest, model = build_eval_rest(predictor.preprocess), predictor.model
+    together = min(_MOST_TOGETHER, _MOST_BYTES // _bytes_of_maps(predictor))
+    for first in range(0, len(crops), together):
+        some = crops[first : first + together]
+        x = torch.stack([rest(crop) for crop in some]).to(predictor.device)
+        with torch.inference_mode():
+            heats = attention_rollout(attention_maps(model, x), num_prefix_tokens=model.num_prefix_tokens)
+        for crop, heat in zip(some, heats, strict=True):
+            shown = crop if isinstance(crop, Image.Image) else to_pil_image(crop)
+            yield overlay(shown, heat.reshape(model.config.grid_size).cpu().numpy())

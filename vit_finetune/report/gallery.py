@@ -184,13 +184,14 @@ def thumbnails_of(
         looking: makes the overlays.
         looked_at: rows that get one.
     """
-    seen = {}
+    found = {}
     for row in sorted(rows):
         image = pictures.read(int(scored.indices[row]))
-        picture = "" if image is None else thumbnail(image, _SIDE)
-        looked = "" if image is None or row not in looked_at else looking.at(image, _SIDE)
-        seen[row] = Thumbnails(picture, looked)
-    return seen
+        found[row] = "" if image is None else thumbnail(image, _SIDE)
+        if image is not None and row in looked_at:
+            looking.keep(row, image)
+    looked = looking.drawn(_SIDE)
+    return {row: Thumbnails(picture, looked.get(row, "")) for row, picture in found.items()}
 
 
 def missing_note(pictures: Pictures, number: int) -> str:
