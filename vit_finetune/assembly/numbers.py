@@ -86,16 +86,16 @@ def _sizes(config: Config, network: NetworkConfig, num_steps: int, device_kind: 
     """Return the sizes of the training pictures; refuse what a network or a device cannot do with several."""
     train, sizes = config.train, config.train.progressive_sizes
     repeats_on_cuda = config.run.deterministic and device_kind == "cuda"
-    if sizes == "auto" and (config.tuning.mode != "full" or train.compile or repeats_on_cuda):
-        sizes = ()  # measured with the whole network training; the others keep to one size
-    if sizes and not network.places_any_grid:
-        if sizes != "auto":
-            raise RequestError(
-                f"train.progressive_sizes needs positions that are made for each picture size, which a {network.KIND} "
-                "has not; leave it out"
-            )
-        sizes = ()
-    if sizes and repeats_on_cuda:
+    if sizes == "auto":
+        # Measured where the whole network trains.
+        is_possible = network.places_any_grid and not train.compile and not repeats_on_cuda
+        sizes = sizes if is_possible and config.tuning.mode == "full" else ()
+    elif sizes and not network.places_any_grid:
+        raise RequestError(
+            f"train.progressive_sizes needs positions that are made for each picture size, which a {network.KIND} has "
+            "not; leave it out"
+        )
+    elif sizes and repeats_on_cuda:
         raise RequestError(
             "train.progressive_sizes resamples the position table, for whose gradient a GPU has no algorithm that "
             "repeats bit for bit; leave it or run.deterministic out"
