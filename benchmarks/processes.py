@@ -3,8 +3,9 @@
     python benchmarks/processes.py [time | memory] [--processes 2] [--threads 2] [--model vit_small_patch16_224]
 
 `time`: the same global batch by one process with all threads, and by N processes with the threads shared out; the ratio
-of the two seconds a step is 1 where dividing the work costs nothing. `memory`: of each process while it trains, above
-what it has before there is a network; on CPUs over gloo, where a run of ours refuses to shard.
+of the two seconds a step is 1 where dividing the work costs nothing. `memory`: of each process while it trains,
+resident above what it has before there is a network, and of its tensors; on CPUs over gloo, where a run of ours refuses
+to shard.
 """
 
 from __future__ import annotations

@@ -139,8 +139,8 @@ class TrainConfig(Section):
     progressive_sizes: tuple[Size, ...] | Literal["auto"] = ()
     """Train on smaller pictures first: sizes in pixels, such as [56, 77], each for an equal part of the steps up to
     progressive_until, then model.img_size. Patches divide each. Evaluation is always at model.img_size. [] is off.
-    auto: four and five sevenths of model.img_size where the whole network trains, is not compiled, places any grid of
-    patches and has 7 of them or more a side, else one size."""
+    auto: four and five sevenths of model.img_size in whole patches, those of four a side or more, where the whole
+    network trains, is not compiled and places any grid; else one size."""
     progressive_until: Annotated[float, Field(gt=0, lt=1)] = 0.7
     """With progressive_sizes: share of the steps before model.img_size is reached."""
     wise_ft: bool | tuple[Fraction, ...] = False

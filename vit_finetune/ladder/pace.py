@@ -108,8 +108,8 @@ def read_pilot(run_dir: Path, *, seconds: float, num_val: int, train: TrainConfi
     starts = [size["first_step"] for size in json.loads((run_dir / PLAN_FILE).read_text(encoding="utf-8"))["sizes"]]
     *small, full = (steps[start:end] for start, end in pairwise([*(starts or [0]), len(steps)]))
     step = median(full[1:] or full)  # the first step makes buffers, and is of no other step's length
-    until = train.progressive_until if small else 0.0
-    share = 1 - until + until * mean(map(min, small or [[0.0]])) / step
+    small_step = mean(map(min, small)) if small else step
+    share = 1 - train.progressive_until + train.progressive_until * small_step / step
     forward = min(sum(scored) / max(1, num_val * len(scored)), step / train.global_batch_size)
     overhead = max(0.0, seconds - sum(steps) - 2 * num_val * forward)
     return Pace(overhead=overhead, forward=forward, step=step, share=min(1.0, share))

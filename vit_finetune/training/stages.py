@@ -113,8 +113,8 @@ def plan_sizes(
 
     Args:
         sizes: (height, width) in pixels, in their order; none for a run at the target alone. "auto" for four and five
-            sevenths of the target's patches a side; none of them where patches do not divide the target, a side would
-            have fewer than four, or there are too few steps.
+            sevenths of the target's patches a side, a size with fewer than four a side left out; none where patches do
+            not divide the target, or there are too few steps.
         until: share of the steps before the target, in (0, 1).
         num_steps: optimizer steps of the whole run.
         target: (height, width) that the network is for.
