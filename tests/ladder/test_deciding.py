@@ -69,12 +69,14 @@ def test_decide__training_takes_all_where_its_share_is_no_two_epochs() -> None:
 
 
 def test_decide__training_leaves_room_for_a_readout_of_its_network() -> None:
-    """Taking all of 40 s, it leaves the 11.5 s of a readout like the one that took 10: 24 steps; where no epoch is left
-    of that, it takes all the same.
+    """Taking all of 40 s, it leaves the 11.5 s of a readout like the one that took 10: 24 steps. Where that leaves no
+    epoch it takes all if these are two epochs, and else nothing, since its head alone is worth less than a readout.
     """
     rung = replace(TRAIN, read_like=("readout", 1.0))
     assert decide(rung, situation(40.0, took={"readout": 10.0})).num_steps == 24
-    assert decide(rung, situation(22.0, took={"readout": 10.0})).num_steps == 19
+    assert decide(rung, situation(34.0, took={"readout": 20.0})).num_steps == 29
+    decision = decide(rung, situation(22.0, took={"readout": 10.0}))
+    assert decision.decision == "skip" and decision.reason == "20 steps take about 23 s, 22 s left"
     assert decide(rung, situation(40.0)).num_steps == 34  # no readout was climbed, so none will be
 
 
@@ -124,6 +126,14 @@ def test_decide__a_blend_needs_something_trained() -> None:
     both = {"logistic": 0, "train": 30}
     assert decide(MIX, situation(21.9, pace=pace, networks=both)).decision == "run"
     assert decide(MIX, situation(21.8, pace=pace, networks=both)).decision == "skip"
+
+
+def test_decide__a_blend_is_left_out_where_it_cannot_win() -> None:
+    """Networks that are two points behind a readout may be made up for by averaging; three points are too many."""
+    rest = {"networks": {"logistic": 0, "train": 30}}
+    assert decide(MIX, situation(100.0, behind=0.02, **rest)).decision == "run"
+    decision = decide(MIX, situation(100.0, behind=0.03, **rest))
+    assert decision.decision == "skip" and "0.030 behind" in decision.reason
 
 
 @pytest.mark.parametrize("most", [0, 1, 7, 100])

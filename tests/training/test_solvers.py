@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
 from vit_finetune.training.knn_readout import fit_knn
-from vit_finetune.training.linear_readout import LinearFit, Space, Spectrum, average_linear, fit_linear
+from vit_finetune.training.linear_readout import Landmarks, LinearFit, Space, Spectrum, average_linear, fit_linear
 from vit_finetune.training.readout import logits_of
 from vit_finetune.training.solvers import fit_logistic, fit_ridge, fit_sharpness
 
@@ -62,7 +62,7 @@ def test_fit_linear__folded_layer_is_scale_then_sklearn() -> None:
     """The one linear layer that comes out, centring and scaling folded in, gives sklearn's pipeline's probabilities."""
     table = table_of()
     space = Space((("embedding", -1), ("cls", 2)), standardize=True)
-    readout = fit_linear(table, space, LinearFit("logistic", None, 0.0, 1e-3))
+    readout = fit_linear(Landmarks(table), space, LinearFit("logistic", None, 0.0, 1e-3))
     x = np.concatenate([table.views[0]["embedding"], table.views[0]["cls"][:, 2]], axis=1).astype(np.float64)
     scaled = StandardScaler().fit_transform(x) / np.sqrt(x.shape[1])
     theirs = LogisticRegression(C=1 / (60 * 1e-3), tol=1e-10, max_iter=9000).fit(scaled, table.labels)
@@ -74,9 +74,9 @@ def test_fit_linear__landmarks_span_all_where_features_are_few(monkeypatch: pyte
     """With fewer pictures spanning the components than there are, ridge on a full-rank space is the same layer."""
     table = table_of(60)
     space = Space((("embedding", -1),), standardize=False)
-    whole = fit_linear(table, space, LinearFit("ridge", None, 0.0, 1e-3))
+    whole = fit_linear(Landmarks(table), space, LinearFit("ridge", None, 0.0, 1e-3))
     monkeypatch.setattr("vit_finetune.training.linear_readout.MAX_LANDMARKS", 30)
-    some = fit_linear(table, space, LinearFit("ridge", None, 0.0, 1e-3))
+    some = fit_linear(Landmarks(table), space, LinearFit("ridge", None, 0.0, 1e-3))
     # The scale of the penalty comes from the landmarks; predictions hardly move.
     agree = logits_of(table, whole, ROWS).argmax(1) == logits_of(table, some, ROWS).argmax(1)
     assert agree.float().mean() >= 0.95
@@ -89,7 +89,8 @@ def test_average_linear__is_the_mean_of_logits() -> None:
         Space((("grid", 0), ("grid", 1)), standardize=False),
         Space((("grid", 1), ("grid", 3)), standardize=False),
     )
-    parts = [fit_linear(table, space, LinearFit("ridge", None, 0.0, 1e-3)) for space in spaces]
+    marks = Landmarks(table)
+    parts = [fit_linear(marks, space, LinearFit("ridge", None, 0.0, 1e-3)) for space in spaces]
     mean = torch.stack([logits_of(table, part, ROWS) for part in parts]).mean(dim=0)
     torch.testing.assert_close(logits_of(table, average_linear(parts), ROWS), mean, atol=1e-5, rtol=0)
 

@@ -29,7 +29,7 @@ from vit_finetune.ladder.decisions import Decision, Log
 from vit_finetune.ladder.opening import checked_budget, open_run, settled_precision
 from vit_finetune.ladder.pace import Pace, pilot_splits, read_pilot
 from vit_finetune.ladder.rungs import BLEND, PILOT, RUNGS, TRAINING, Rung, pilot_config, rung_config
-from vit_finetune.ladder.telling import Row, finish, table
+from vit_finetune.ladder.telling import Row, behind, finish, table
 from vit_finetune.models import Backbone
 from vit_finetune.pictures import open_splits
 from vit_finetune.training import RunConsole, on_main, set_threads, start_accelerator
@@ -205,7 +205,7 @@ class _Climber:
         """Return what a decision rests on at this moment."""
         pace = None if self.log.pace is None else Pace(**self.log.pace)  # type: ignore[arg-type]
         final = 0 if self.splits.test is None else len(self.splits.test)
-        elapsed = self.now()
+        elapsed, networks = self.now(), [row for row in self.rows if self.is_network(row)]
         return Situation(
             elapsed=round(elapsed, 3),
             left=self.budget - elapsed - (pace.scoring(final) if pace is not None else 0.0),
@@ -214,7 +214,8 @@ class _Climber:
             num_val=self.num_val,
             pictures_per_step=self.config.train.global_batch_size,
             took=self.log.took,
-            networks={row.rung: row.decision.num_steps or 0 for row in self.rows if self.is_network(row)},
+            networks={row.rung: row.decision.num_steps or 0 for row in networks},
+            behind=behind(networks, self.best, metric=self.config.evaluation.metric),
         )
 
     def is_network(self, row: Row) -> bool:

@@ -16,6 +16,7 @@ _LEAST_STEPS = 50
 # Where a rung's share of the time is less than so many epochs, it takes all that is left: two half runs are no run.
 # What a readout of its network takes stays left all the same: after few epochs that is worth more than the steps.
 _LEAST_EPOCHS_OF_A_SHARE = 2
+_MOST_BEHIND = 0.02  # of the metric: what averages of such networks gain is a point, rarely two
 MOST_BLENDS = 9  # each of two trained, their mean, three shares and the end of the line, the chosen one again
 
 
@@ -32,6 +33,7 @@ class Situation:
         pictures_per_step: the global batch.
         networks: rungs whose model is a plain network, and the steps that it was trained for.
         took: seconds of each rung that was climbed, by name.
+        behind: by how much of the metric the best network is behind the best rung.
     """
 
     elapsed: float
@@ -42,6 +44,7 @@ class Situation:
     pictures_per_step: int
     networks: Mapping[str, int]
     took: Mapping[str, float]
+    behind: float = 0.0
 
     @property
     def steps_per_epoch(self) -> int:
@@ -121,6 +124,8 @@ def _if_it_fits(rung: Rung, now: Situation, seconds: float, *, start: str | None
 def _decide_blend(rung: Rung, now: Situation, pace: Pace) -> Decision:
     if not any(now.networks.get(name) for name in rung.start):
         return _skip(rung, now, "nothing was trained that could be averaged")
+    if now.behind > _MOST_BEHIND:
+        return _skip(rung, now, f"the best of them is {now.behind:.3f} behind, more than averages make up")
     return _if_it_fits(rung, now, pace.scoring(MOST_BLENDS * now.num_val))
 
 
@@ -131,8 +136,8 @@ def _decide_training(rung: Rung, now: Situation) -> Decision:
     if steps < min(most, _LEAST_EPOCHS_OF_A_SHARE * now.steps_per_epoch):
         room = now.left - SAFETY * now.readout_seconds(rung.read_like)
         steps = longest(lambda count: now.training_seconds(count) <= room, most)
-        if steps < least:
-            steps = longest(lambda count: now.training_seconds(count) <= now.left, most)
+        if steps < least and room < now.left:  # without a readout it must learn more to be worth its time
+            steps, least = longest(lambda count: now.training_seconds(count) <= now.left, most), 2 * least
     left = duration_text(max(0.0, now.left))
     if steps < least:
         seconds = now.training_seconds(least)

@@ -81,7 +81,7 @@ RUNGS = (
         name="readout",
         kind=READOUT,
         what="several blocks, or the grid of patches, of frozen features",
-        like=("logistic", 3.5),
+        like=("logistic", 3.0),
         settings=_DEEP,
     ),
     Rung(

@@ -54,6 +54,20 @@ class Row:
         return {**facts, "starts_from": self.decision.starts_from, "failed": self.failed, "val": self.metrics}
 
 
+def behind(networks: Sequence[Row], best: Row | None, *, metric: str) -> float:
+    """Return by how much of a metric the best network is behind the best rung; 0 for the loss, which has no scale.
+
+    Args:
+        networks: rungs that left one.
+        best: the best rung.
+        metric: what rungs are compared by.
+    """
+    values = [row.metrics[metric] for row in networks if row.metrics is not None]
+    if metric == "loss" or not values or best is None or best.metrics is None:
+        return 0.0
+    return best.metrics[metric] - max(values)
+
+
 def finish(
     config: Config, splits: Splits, accelerator: Accelerator, *, best: Row, rows: Sequence[Row], console: RunConsole
 ) -> tuple[Backbone, dict[str, float], int]:

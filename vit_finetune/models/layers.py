@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.models import cpu_attention
 from vit_finetune.models.layer_scale import project
 from vit_finetune.models.recompute import recomputed
 
@@ -56,6 +57,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, bias: Tenso
     Returns:
         [B, nh, Nq, width of v].
     """
+    if bias is None and not dropout and cpu_attention.suits(q, k, v):
+        return cpu_attention.attend_in_bfloat16(q, k, v)
     return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 

@@ -23,7 +23,7 @@ from vit_finetune.common.seeding import derive_seed
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.folds import folds_of
 from vit_finetune.training.knn_readout import fit_knn
-from vit_finetune.training.linear_readout import MAX_LANDMARKS
+from vit_finetune.training.linear_readout import MAX_LANDMARKS, Landmarks
 from vit_finetune.training.readout import best_of, logits_of, search_linear, spaces_of
 
 NUM_FOLDS = 5
@@ -120,11 +120,11 @@ def _linear(table: FeatureTable, seed: int) -> NDArray[np.float64]:
 
 def _linear_in_block(table: FeatureTable, seed: int) -> NDArray[np.float64]:
     folds = folds_of(table.labels, num_folds=NUM_FOLDS, how="stratified", seed=seed)
-    opinions = []
+    opinions, marks = [], Landmarks(table)
     for name in LINEAR:
         best = []
         for space in spaces_of(name, table):
-            tries = list(search_linear(name, table, folds, space))
+            tries = list(search_linear(name, marks, folds, space))
             chosen = best_of([trial for trial, _ in tries])
             best.append(next(held for trial, held in tries if trial is chosen))
         logits = [torch.stack(parts).mean(dim=0) for parts in zip(*(held.logits for held in best), strict=True)]

@@ -25,6 +25,7 @@ from vit_finetune.training.solvers import fit_logistic, fit_ridge, one_thread
 
 MAX_LANDMARKS = 2048  # pictures that span the components: the eigenproblem grows with the cube
 _CHUNK = 512  # pictures read at once
+_COLUMNS = 4096  # features turned into double precision at once
 _SMALLEST = 1e-6  # eigenvalues below this share of the largest are rounding
 
 
@@ -119,79 +120,81 @@ class LinearFit:
     sharpness: float = 1.0
 
 
-class Scaling:
-    """What makes features comparable: a factor for each, from the pictures that span the components.
+class Landmarks:
+    """The pictures that span the components, all or evenly spaced ones where there are too many, and their products.
+
+    What a whole input is multiplied by is one number, so the inner products of such an input serve every space that it
+    is in, and every fit: they are kept.
 
     Args:
         table: the training pictures.
-        space: the features.
-        rows: places of the pictures.
+
+    Attributes:
+        rows: the places of the m pictures.
     """
 
-    def __init__(self, table: FeatureTable, space: Space, rows: np.ndarray) -> None:
-        self.factors: list[Tensor] = []
+    def __init__(self, table: FeatureTable) -> None:
+        most = max(1, MAX_LANDMARKS // len(table.views))
+        count = len(table)
+        self.table = table
+        self.rows = np.arange(count) if count <= most else np.linspace(0, count - 1, most).astype(np.int64)
+        self._products: dict[Input, Tensor] = {}
+
+    def scaled(self, space: Space) -> tuple[list[Tensor], Tensor]:
+        """Return what makes the features of a space comparable, and the inner products of the scaled ones.
+
+        Returns:
+            For each input a factor for each feature [F], or one for all [1]; and [m, m] over all views, float32.
+        """
+        factors = []
+        gram = torch.zeros([len(self.rows) * len(self.table.views)] * 2)
         for item in space.inputs:
-            variance = _variance(table, item, rows)
             if space.standardize:
-                # A feature that never changes says nothing, and must not become noise.
-                factor = torch.where(variance > 0, variance.clamp_min(1e-12).rsqrt(), torch.zeros_like(variance))
-                self.factors.append(factor / len(variance) ** 0.5)
+                x = self.table.read(item, self.rows, all_views=True)
+                factors.append(_per_feature(x[: len(self.rows)]))
+                gram += _products(x * factors[-1])
             else:
-                self.factors.append(variance.sum().clamp_min(1e-12).rsqrt().expand(len(variance)))
+                factors.append(self._of_whole(item))
+                gram += self._products[item] * factors[-1].square()
+        return factors, gram / len(space.inputs)
+
+    def _of_whole(self, item: Input) -> Tensor:
+        """Return the factor of an input as a whole, by its variance in the first view."""
+        if item not in self._products:
+            self._products[item] = _products(self.table.read(item, self.rows, all_views=True))
+        first = self._products[item][: len(self.rows), : len(self.rows)].double()
+        return (first.trace() / len(first) - first.mean()).clamp_min(1e-12).rsqrt().float().reshape(1)
 
 
-def _variance(table: FeatureTable, item: Input, rows: np.ndarray) -> Tensor:
-    """Return the variance of each feature, [F]."""
-    total = squares = torch.zeros(1, dtype=torch.float64)
-    for part in np.array_split(rows, -(-len(rows) // _CHUNK)):
-        x = table.read(item, part).double()
-        total, squares = total + x.sum(dim=0), squares + x.square().sum(dim=0)
-    mean = total / len(rows)
-    return (squares / len(rows) - mean.square()).clamp_min(0).float()
+def _products(x: Tensor) -> Tensor:
+    return x @ x.T
 
 
-def gram_of(table: FeatureTable, space: Space, scaling: Scaling, rows: np.ndarray, others: np.ndarray) -> Tensor:
-    """Return scaled inner products [n, m] between all views of `rows` and all views of `others`, float32."""
-    gram = torch.zeros(len(rows) * len(table.views), len(others) * len(table.views))
-    for item, factor in zip(space.inputs, scaling.factors, strict=True):
-        x = table.read(item, rows, all_views=True) * factor
-        y = x if others is rows else table.read(item, others, all_views=True) * factor
-        gram.addmm_(x, y.T, alpha=1 / len(space.inputs))
-    return gram
+def _per_feature(x: Tensor) -> Tensor:
+    """Return the factors [F] that give each feature of pictures [n, F] the same variance."""
+    variance: Tensor = x.double().var(dim=0, correction=0).float()
+    # A feature that never changes says nothing, and must not become noise.
+    factor: Tensor = torch.where(variance > 0, variance.clamp_min(1e-12).rsqrt(), torch.zeros_like(variance))
+    factor /= len(variance) ** 0.5
+    return factor
 
 
-def landmarks_of(table: FeatureTable) -> np.ndarray:
-    """Return the pictures that span the components: all, or evenly spaced ones where there are too many."""
-    most = max(1, MAX_LANDMARKS // len(table.views))
-    return np.arange(len(table)) if len(table) <= most else np.linspace(0, len(table) - 1, most).astype(np.int64)
-
-
-def fit_linear(table: FeatureTable, space: Space, how: LinearFit) -> LinearReadout:
+def fit_linear(marks: Landmarks, space: Space, how: LinearFit) -> LinearReadout:
     """Fit a linear readout on all training pictures and views.
 
     Args:
-        table: the training pictures.
+        marks: of the training pictures.
         space: the features.
         how: solver and settings.
 
     Returns:
         One linear layer on the features as they are.
     """
-    marks = landmarks_of(table)
-    scaling = Scaling(table, space, marks)
-    gram = gram_of(table, space, scaling, marks, marks)
+    table, rows = marks.table, np.arange(len(marks.table))
+    factors, gram = marks.scaled(space)
     found = Spectrum.of(gram).components(dims=how.dims, whiten=how.whiten)
-    rows = np.arange(len(table))
-    spanned = len(marks) == len(table)
-    if spanned:
-        scores = found.scores(gram.double())
-    else:
-        parts = np.array_split(rows, -(-len(rows) // _CHUNK))
-        per_part = [
-            found.scores(gram_of(table, space, scaling, part, marks).double()).reshape(len(table.views), len(part), -1)
-            for part in parts
-        ]
-        scores = torch.cat(per_part, dim=1).flatten(0, 1)
+    spanned = len(marks.rows) == len(table)
+    scores = found.scores(gram.double()) if spanned else _scores(marks, space, factors, found)
     labels, classes = table.targets(rows, all_views=True), table.num_classes
     if how.solver == "ridge":
         ((weight, bias),) = fit_ridge(scores, labels, num_classes=classes, penalties=[how.penalty], orthogonal=spanned)
@@ -199,31 +202,38 @@ def fit_linear(table: FeatureTable, space: Space, how: LinearFit) -> LinearReado
         # From strong to weak: a path of warm starts takes fewer steps than the weakest alone.
         path = [how.penalty * 10**power for power in (3, 2, 1, 0)]
         *_, (weight, bias) = fit_logistic(scores, labels, num_classes=classes, penalties=path, max_iter=200)
-    weight, bias = weight * how.sharpness, bias * how.sharpness
-    return _folded(table, space=space, scaling=scaling, marks=marks, found=found, weight=weight, bias=bias)
+    return _folded(marks, space, factors, found, weight=weight * how.sharpness, bias=bias * how.sharpness)
+
+
+def _scores(marks: Landmarks, space: Space, factors: Sequence[Tensor], found: Components) -> Tensor:
+    """Return the scores of all pictures of a table, view after view, by products with those that span."""
+    table, parts = marks.table, []
+    others = [
+        table.read(item, marks.rows, all_views=True) * factor
+        for item, factor in zip(space.inputs, factors, strict=True)
+    ]
+    for rows in np.array_split(np.arange(len(table)), -(-len(table) // _CHUNK)):
+        gram = torch.zeros(len(rows) * len(table.views), len(others[0]))
+        for item, factor, other in zip(space.inputs, factors, others, strict=True):
+            gram.addmm_(table.read(item, rows, all_views=True) * factor, other.T, alpha=1 / len(others))
+        parts.append(found.scores(gram.double()).reshape(len(table.views), len(rows), -1))
+    return torch.cat(parts, dim=1).flatten(0, 1)
 
 
 def _folded(
-    table: FeatureTable,
-    *,
-    space: Space,
-    scaling: Scaling,
-    marks: np.ndarray,
-    found: Components,
-    weight: Tensor,
-    bias: Tensor,
+    marks: Landmarks, space: Space, factors: Sequence[Tensor], found: Components, *, weight: Tensor, bias: Tensor
 ) -> LinearReadout:
     """Write a layer on scores as a layer on features: scores are inner products with centred pictures."""
     shares = found.rows @ weight  # [m, K]: how much of each picture is in each class's weights
     shares = shares - shares.mean(dim=0)
     layers = []
-    for item, factor in zip(space.inputs, scaling.factors, strict=True):
-        x = table.read(item, marks, all_views=True)
-        scaled = (x * factor).double()
-        layers.append((scaled.T @ shares / len(space.inputs)) * factor.double()[:, None])
+    for item, factor in zip(space.inputs, factors, strict=True):
+        x = marks.table.read(item, marks.rows, all_views=True)
+        sums = torch.cat([part.double().T @ shares for part in torch.split(x, _COLUMNS, dim=1)])
+        layers.append(sums * factor.double().square()[:, None] / len(space.inputs))
     full = torch.cat(layers)
     offset = bias - (found.mean - found.total) @ (found.rows @ weight)
-    readout = LinearReadout(space.inputs, num_features=len(full), num_classes=table.num_classes)
+    readout = LinearReadout(space.inputs, num_features=len(full), num_classes=marks.table.num_classes)
     with torch.no_grad():
         readout.linear.weight.copy_(full.T)
         readout.linear.bias.copy_(offset)

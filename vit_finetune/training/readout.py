@@ -27,14 +27,12 @@ from vit_finetune.models.features import Input
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.knn_readout import TEMPERATURE, fit_knn
 from vit_finetune.training.linear_readout import (
+    Landmarks,
     LinearFit,
-    Scaling,
     Space,
     Spectrum,
     average_linear,
     fit_linear,
-    gram_of,
-    landmarks_of,
 )
 from vit_finetune.training.sgd_readout import Probe, Recipe, attentive_probes, grid_of_heads, train_probes
 from vit_finetune.training.solvers import fit_logistic, fit_ridge, fit_sharpness
@@ -122,7 +120,8 @@ def search_readout(name: str, table: FeatureTable, folds: np.ndarray, *, recipe:
         probes = grid_of_heads(table, recipe) if name == "sgd_grid" else attentive_probes(table, num_heads=num_heads)
         trials = list(_search_probes(name, table, folds, probes, recipe))
     else:
-        per_space = [list(search_linear(name, table, folds, space)) for space in spaces_of(name, table)]
+        marks = Landmarks(table)
+        per_space = [list(search_linear(name, marks, folds, space)) for space in spaces_of(name, table)]
         trials = [trial for trial, _ in itertools.chain(*per_space)]
         trials += [_average(name, per_space)] if len(per_space) > 1 else []
     seconds = (time.perf_counter() - started) / len(trials)
@@ -168,24 +167,24 @@ def _linear_fits(name: str) -> list[LinearFit]:
     return ridge + [LinearFit("logistic", SPATIAL_DIMS, 0.5, penalty) for penalty in PENALTIES[1:4]]
 
 
-def search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Space) -> Iterator[tuple[Trial, Held]]:
+def search_linear(name: str, marks: Landmarks, folds: np.ndarray, space: Space) -> Iterator[tuple[Trial, Held]]:
     """Score solvers and penalties on one space; inner products are computed once.
 
     Args:
         name: a linear readout.
-        table: the training pictures, of which at most `MAX_LANDMARKS` are looked at.
+        marks: of the training pictures: those that are looked at.
         folds: the fold of each picture [N].
         space: the features.
 
     Returns:
         Each try with its logits of held-out pictures, fold by fold in ascending order.
     """
-    marks = landmarks_of(table)
-    gram = gram_of(table, space, Scaling(table, space, marks), marks, marks)
+    table, folds = marks.table, folds[marks.rows]
+    _, gram = marks.scaled(space)
     held = {how: Held() for how in _linear_fits(name)}
-    labels = torch.from_numpy(table.labels[marks])
-    for fold in np.unique(folds[marks]):
-        out = torch.from_numpy(folds[marks] == fold)
+    labels = torch.from_numpy(table.labels[marks.rows])
+    for fold in np.unique(folds):
+        out = torch.from_numpy(folds == fold)
         inside = (~out).repeat(len(table.views))
         first = torch.cat([out, torch.zeros(len(gram) - len(out), dtype=torch.bool)])
         own, other = gram[inside][:, inside].double(), gram[first][:, inside].double()
@@ -206,7 +205,7 @@ def search_linear(name: str, table: FeatureTable, folds: np.ndarray, space: Spac
         settings = {"features": _in_words(space.inputs), "solver": how.solver, "penalty": how.penalty}
         settings |= {} if how.dims is None else {"dims": how.dims, "whiten": how.whiten}
         scaled_sums = Held([logits * scaled.sharpness for logits in sums.logits], sums.labels)
-        yield _trial(name, settings, scaled_sums, partial(fit_linear, table, space, scaled)), scaled_sums
+        yield _trial(name, settings, scaled_sums, partial(fit_linear, marks, space, scaled)), scaled_sums
 
 
 def _average(name: str, per_space: Sequence[Sequence[tuple[Trial, Held]]]) -> Trial:
