@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from vit_finetune.data import load_splits
 PEERS = Path(__file__).parent / "peers"
 TIMM_RATES = (1e-4, 3e-4, 1e-3)  # with layer decay 0.75
 HF_RATES = (1e-5, 2e-5, 5e-5)  # up to the example's default, which is too much here
+PARTS = ("classical", "timm", "trainer", "ours")
 OURS = "ours: image_folder under a budget"
 START_UP_SECONDS = 12  # imports, first batch and evaluation of a peer, taken off its T before epochs are counted
 
@@ -284,26 +285,24 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=120, help="T, wall seconds of one training")
     parser.add_argument("--num-seeds", type=int, default=3)
     parser.add_argument("--timm-train", type=Path, help="timm's train.py")
-    parser.add_argument(
-        "--only", choices=("ours", "peers", "classical"), help="a part of the work; the table is of all"
-    )
+    parser.add_argument("--only", nargs="+", default=PARTS, choices=PARTS, help="of the work; the table is of all")
     parser.add_argument("--output", type=Path, default=Path("runs/small_folders/results.jsonl"))
     arguments = parser.parse_args()
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     book, seeds = Book(arguments.output), range(arguments.num_seeds)
     for task in tasks(arguments):
-        if arguments.only in (None, "classical"):
+        if "classical" in arguments.only:
             baselines(book, task)
-        if arguments.only in (None, "peers"):
-            peers(book, task, seeds, arguments.timm_train)
-        if arguments.only in (None, "ours"):
+        if not {"timm", "trainer"}.isdisjoint(arguments.only):
+            peers(book, task, seeds, arguments.timm_train if "timm" in arguments.only else None, arguments.only)
+        if "ours" in arguments.only:
             for seed in seeds:
                 place = task.work / f"ours-{task.name}-{seed}"
                 book.add(task, OURS, f"{task.seconds:g} s", seed, lambda: ours(task, seed, place))  # noqa: B023
     print("\n".join(summary(book)))
 
 
-def peers(book: Book, task: Task, seeds: range, timm_train: Path | None) -> None:
+def peers(book: Book, task: Task, seeds: range, timm_train: Path | None, parts: Sequence[str]) -> None:
     """Make the results of timm's and transformers' trainers, from the same weights, in T seconds each."""
     weights = peer_weights(task.work)
     rate = measured_rate(task)
@@ -323,7 +322,8 @@ def peers(book: Book, task: Task, seeds: range, timm_train: Path | None) -> None
     def train_hf(*args: Any, **kwargs: Any) -> float:
         return hf_run(*args, **kwargs, weights=weights["hf_dinov2"])
 
-    sweep(book, task, "transformers Trainer, lr swept", HF_RATES, seeds, train_hf, epochs)
+    if "trainer" in parts:
+        sweep(book, task, "transformers Trainer, lr swept", HF_RATES, seeds, train_hf, epochs)
 
 
 if __name__ == "__main__":
