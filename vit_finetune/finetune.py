@@ -60,7 +60,7 @@ from vit_finetune.training import (
     start_accelerator,
 )
 from vit_finetune.training.averages import WeightAverage
-from vit_finetune.training.checkpoint import load_checkpoint, load_start, save_start
+from vit_finetune.training.checkpoint import load_start, load_weights, save_start
 from vit_finetune.training.processes import check_shared
 from vit_finetune.training.profiling import profiled
 from vit_finetune.training.sharding import check_strategy
@@ -241,8 +241,8 @@ def finetune(  # noqa: PLR0915 - the one long function: a story is told in one p
 
     # The best checkpoint, scored on the test split (once) or on val, written so that others open it.
     best_step = done.best_step if done.best_step is not None else done.step
-    best, model = load_checkpoint(run_dir / "checkpoints", best_step), staging.bare()
-    model.load_state_dict(best.average if done.best_is_average and best.average is not None else best.model)
+    model = staging.bare()
+    model.load_state_dict(load_weights(run_dir / "checkpoints", best_step, averaged=done.best_is_average))
     if config.tuning.lora is not None:  # kept in peft's form, then scored and exported as part of the weights
         on_main(accelerator, lambda: save_adapter(model, run_dir / "adapter", base=report.source))
         merge_lora(model)

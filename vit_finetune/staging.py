@@ -193,16 +193,16 @@ class Staging:
         return progress
 
     def bare(self) -> Backbone:
-        """Return the network without its wrapping, when all has been trained.
+        """Return the network without its wrapping, when all has been trained; the optimizer's memory is given back.
 
         One that was sharded comes back whole, with the weights that it had before: those of a checkpoint replace them.
         """
-        if self._kept is not None:
-            del self.wrapped, self.optimizer
-            self._accelerator.free_memory()
-            bare = self._kept.to(self._accelerator.device)
-        else:
+        bare = self._kept
+        if bare is None:
             bare = self._accelerator.unwrap_model(self.wrapped, keep_fp32_wrapper=False)
+        del self.wrapped, self.optimizer
+        self._accelerator.free_memory()
+        bare.to(self._accelerator.device)
         _take_other_sizes(bare, False)
         return bare
 

@@ -270,10 +270,30 @@ def load_checkpoint(root: Path, step: int, *, verify: bool = True) -> Checkpoint
     Raises:
         RequestError: the folder is missing or damaged.
     """
+    folder = _readable(root, step, verify=verify)
+    state = read_state(root, step)
+    average = load_file(folder / AVERAGE_FILE) if (folder / AVERAGE_FILE).is_file() else None
+    return Checkpoint(load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE), state, average)
+
+
+def load_weights(root: Path, step: int, *, averaged: bool) -> dict[str, Tensor]:
+    """Read the weights of a step alone onto the CPU, when every file's hash was compared.
+
+    Args:
+        root: the run's `checkpoints` folder.
+        step: steps done.
+        averaged: those of the moving average, which the checkpoint has.
+
+    Raises:
+        RequestError: the folder is missing or damaged.
+    """
+    return load_file(_readable(root, step) / (AVERAGE_FILE if averaged else MODEL_FILE))
+
+
+def _readable(root: Path, step: int, *, verify: bool = True) -> Path:
+    """Return the folder of a step; refuse one that is missing or, where that is looked at, damaged."""
     folder = root / folder_name(step)
     problem = damage_of_step(root, step) if verify or not folder.is_dir() else None
     if problem is not None:
         raise RequestError(f"cannot read the checkpoint {folder}: {problem}")
-    state = read_state(root, step)
-    average = load_file(folder / AVERAGE_FILE) if (folder / AVERAGE_FILE).is_file() else None
-    return Checkpoint(load_file(folder / MODEL_FILE), load_file(folder / OPTIMIZER_FILE), state, average)
+    return folder
