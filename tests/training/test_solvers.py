@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -70,12 +72,17 @@ def test_fit_linear__folded_layer_is_scale_then_sklearn() -> None:
     np.testing.assert_allclose(ours, theirs.predict_proba(scaled), atol=2e-3)
 
 
-def test_fit_linear__landmarks_span_all_where_features_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With fewer pictures spanning the components than there are, ridge on a full-rank space is the same layer."""
-    table = table_of(60)
-    space = Space((("embedding", -1),), standardize=False)
+@pytest.mark.parametrize("num_views", [1, 2])
+def test_fit_linear__landmarks_span_all_where_features_are_few(num_views: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With fewer pictures spanning the components than there are, read in parts, ridge on a full-rank space is the same
+    layer, on one view of each picture and on two.
+    """
+    one, other = table_of(60), table_of(60, seed=1)
+    table = replace(one, views=(*one.views, *other.views)[:num_views])
+    space = Space((("embedding", -1), ("cls", 2)), standardize=False)
     whole = fit_linear(Landmarks(table), space, LinearFit("ridge", None, 0.0, 1e-3))
-    monkeypatch.setattr("vit_finetune.training.linear_readout.MAX_LANDMARKS", 30)
+    monkeypatch.setattr("vit_finetune.training.linear_readout.MAX_LANDMARKS", 30 * num_views)
+    monkeypatch.setattr("vit_finetune.training.linear_readout._CHUNK", 7)
     some = fit_linear(Landmarks(table), space, LinearFit("ridge", None, 0.0, 1e-3))
     # The scale of the penalty comes from the landmarks; predictions hardly move.
     agree = logits_of(table, whole, ROWS).argmax(1) == logits_of(table, some, ROWS).argmax(1)

@@ -207,17 +207,14 @@ def fit_linear(marks: Landmarks, space: Space, how: LinearFit) -> LinearReadout:
 
 def _scores(marks: Landmarks, space: Space, factors: Sequence[Tensor], found: Components) -> Tensor:
     """Return the scores of all pictures of a table, view after view, by products with those that span."""
-    table, parts = marks.table, []
-    others = [
-        table.read(item, marks.rows, all_views=True) * factor
-        for item, factor in zip(space.inputs, factors, strict=True)
-    ]
-    for rows in np.array_split(np.arange(len(table)), -(-len(table) // _CHUNK)):
-        gram = torch.zeros(len(rows) * len(table.views), len(others[0]))
-        for item, factor, other in zip(space.inputs, factors, others, strict=True):
-            gram.addmm_(table.read(item, rows, all_views=True) * factor, other.T, alpha=1 / len(others))
-        parts.append(found.scores(gram.double()).reshape(len(table.views), len(rows), -1))
-    return torch.cat(parts, dim=1).flatten(0, 1)
+    table = marks.table
+    gram = torch.zeros(len(table.views), len(table), len(marks.rows) * len(table.views))
+    for item, factor in zip(space.inputs, factors, strict=True):
+        spanning = table.read(item, marks.rows, all_views=True) * (factor.square() / len(factors))
+        for rows in np.array_split(np.arange(len(table)), -(-len(table) // _CHUNK)):
+            products = table.read(item, rows, all_views=True) @ spanning.T
+            gram[:, rows[0] : rows[-1] + 1] += products.view(len(table.views), len(rows), -1)
+    return torch.cat([found.scores(part.double()) for part in torch.split(gram.flatten(0, 1), _CHUNK)])
 
 
 def _folded(
