@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vit_finetune.models.attending import attend_in_bfloat16
 from vit_finetune.models.attention import merge_heads, split_heads
-from vit_finetune.models.cpu_attention import attend_in_bfloat16
 
 SHAPES = ((17, 32), (50, 32), (101, 32), (197, 32), (257, 16), (577, 8), (1370, 2))  # tokens, pictures
 WAYS = {"torch": functional.scaled_dot_product_attention, "ours": attend_in_bfloat16}

@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 
 from scipy.stats import binomtest
-from small_folders import Task, ours, peer_weights, timm_run
+from small_folders import ours, peer_weights, task_of, timm_run
 
 from vit_finetune.common.files import write_json
 
@@ -33,9 +33,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/half_the_time"))
     options = parser.parse_args()
     options.work.mkdir(parents=True, exist_ok=True)
-    folder, *numbers = options.data.split(":")
-    size, hflip = [*numbers, *("98", "0.5")[len(numbers) :]]
-    task = Task("data", Path(folder).resolve(), int(size), float(hflip), 0, options.work.resolve())
+    task = task_of("data", options.data, 0, options.work.resolve())
     weights = peer_weights(task.work)["timm"] / "model.safetensors"
     rows, won, lost = [], 0, 0
     for seed in range(options.num_seeds):

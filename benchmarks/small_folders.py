@@ -239,14 +239,19 @@ def baselines(book: Book, task: Task) -> None:
         book.add(task, result.method, result.chosen, 0, lambda: (guesses, result.seconds))  # noqa: B023 - called at once
 
 
+def task_of(name: str, place: str, seconds: float, work: Path) -> Task:
+    """Return the task of FOLDER[:IMG_SIZE[:HFLIP]]: 98 pixels and flips where it does not say."""
+    folder, *numbers = place.split(":")
+    size, hflip = [*numbers, *("98", "0.5")[len(numbers) :]]
+    return Task(name, Path(folder).resolve(), int(size), float(hflip), seconds, work)
+
+
 def tasks(arguments: argparse.Namespace) -> Iterator[Task]:
     """Yield the data sets of the command line; the quickstart's digits without any."""
     given = arguments.data or [f"digits={write_demo_digits('quickstart_images')}:56:0"]
     for text in given:
         name, _, rest = text.partition("=")
-        folder, *numbers = rest.split(":")
-        size, hflip = [*numbers, *("98", "0.5")[len(numbers) :]]
-        yield Task(name, Path(folder).resolve(), int(size), float(hflip), arguments.seconds, arguments.output.parent)
+        yield task_of(name, rest, arguments.seconds, arguments.output.parent)
 
 
 def summary(book: Book) -> list[str]:
@@ -294,7 +299,7 @@ def main() -> None:
         if "classical" in arguments.only:
             baselines(book, task)
         if not {"timm", "trainer"}.isdisjoint(arguments.only):
-            peers(book, task, seeds, arguments.timm_train if "timm" in arguments.only else None, arguments.only)
+            peers(book, task, seeds, arguments.timm_train, arguments.only)
         if "ours" in arguments.only:
             for seed in seeds:
                 place = task.work / f"ours-{task.name}-{seed}"
@@ -311,7 +316,7 @@ def peers(book: Book, task: Task, seeds: range, timm_train: Path | None, parts: 
         f"{task.name}: {rate:.0f} images/s at {task.img_size} px, so peers get {epochs} epochs of {task.num_train}",
         flush=True,
     )
-    if timm_train is not None:
+    if timm_train is not None and "timm" in parts:
         file = weights["timm"] / "model.safetensors"
 
         def train_timm(*args: Any, **kwargs: Any) -> float:

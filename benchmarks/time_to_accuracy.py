@@ -29,7 +29,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from small_folders import PEERS, Task, hf_command, peer_weights, timm_command, timm_score
+from small_folders import PEERS, Task, hf_command, peer_weights, task_of, timm_command, timm_score
 
 from vit_finetune import write_demo_digits
 from vit_finetune.common.files import write_json
@@ -188,9 +188,8 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/time_to_accuracy"))
     arguments = parser.parse_args()
     arguments.work.mkdir(parents=True, exist_ok=True)
-    folder, *numbers = (arguments.data or f"{write_demo_digits('quickstart_images')}:56:0").split(":")
-    size, hflip = [*numbers, *("98", "0.5")[len(numbers) :]]
-    task = Task("data", Path(folder).resolve(), int(size), float(hflip), 0, arguments.work.resolve())
+    place = arguments.data or f"{write_demo_digits('quickstart_images')}:56:0"
+    task = task_of("data", place, 0, arguments.work.resolve())
     rows: list[dict[str, Any]] = []
     for seed in range(arguments.num_seeds):
         found = contenders(task, arguments.mode, seed, arguments.epochs, arguments.timm_train)

@@ -8,7 +8,7 @@ from models_helpers import DIFF_NAMES, DIVERSE, images, small
 from torch import Tensor
 
 from vit_finetune.models import attention_maps
-from vit_finetune.models.layers import attend
+from vit_finetune.models.attending import attend
 
 
 @pytest.mark.parametrize("name", DIVERSE)

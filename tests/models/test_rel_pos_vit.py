@@ -40,7 +40,7 @@ from vit_finetune.models import (
     summarize,
     variant_config,
 )
-from vit_finetune.models.layers import attend
+from vit_finetune.models.attending import attend
 from vit_finetune.models.rel_pos_vit import distance_index, table_rows
 
 NAMES = registered("beit")

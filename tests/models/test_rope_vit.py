@@ -39,7 +39,7 @@ from vit_finetune.models import (
     summarize,
     variant_config,
 )
-from vit_finetune.models.layers import attend
+from vit_finetune.models.attending import attend
 
 NAMES = registered("eva")
 GOLDEN = json.loads((Path(__file__).parent / "golden_counts.json").read_text())

@@ -86,8 +86,7 @@ def test_footprint__what_saves_memory() -> None:
     """16 bits and fewer tokens hold less; twice the pictures hold about twice the activations."""
     usual, twice = counted(64), counted(128)
     assert 1.9 < twice.activations / usual.activations < 2.2
-    # What attention's backward pass makes in between counts; in so small a network it is near to what 16 bits save.
-    assert counted(64, mixed_precision="bf16").activations < 0.98 * usual.activations
+    assert counted(64, mixed_precision="bf16").activations < 0.97 * usual.activations
     assert counted(64, patch_size=32).activations < 0.8 * usual.activations
 
 

@@ -17,8 +17,8 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+from vit_finetune.models.attending import attend, softmax_map
 from vit_finetune.models.layer_scale import project
-from vit_finetune.models.layers import attend
 from vit_finetune.models.parts import build_norm
 from vit_finetune.models.recompute import recomputed
 
@@ -36,12 +36,6 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 def merge_heads(x: Tensor) -> Tensor:
     """Return features [B, N, nh*hd] of features head by head [B, nh, N, hd]."""
     return rearrange(x, "b nh n hd -> b n (nh hd)")
-
-
-def softmax_map(q: Tensor, k: Tensor, *, bias: Tensor | None = None) -> Tensor:
-    """Return the attention weights [B, nh, N, N] of queries and keys [B, nh, N, hd]; `bias` is added to the scores."""
-    scores: Tensor = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return (scores if bias is None else scores + bias).softmax(dim=-1)
 
 
 class Heads(nn.Module):

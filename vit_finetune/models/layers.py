@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vit_finetune.common.errors import RequestError
-from vit_finetune.models import cpu_attention
+from vit_finetune.models.attending import attend
 from vit_finetune.models.layer_scale import project
 from vit_finetune.models.recompute import recomputed
 
@@ -42,24 +42,6 @@ ACTIVATIONS: dict[str, ModuleFactory] = {
     "silu": nn.SiLU,
 }
 NORMS: dict[str, ModuleFactory] = {"layernorm": nn.LayerNorm, "rmsnorm": nn.RMSNorm}
-
-
-def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, bias: Tensor | None = None) -> Tensor:
-    """Return softmax(q k^T / sqrt(hd) + bias) v: the only place where tokens look at each other.
-
-    Args:
-        q: queries [B, nh, Nq, hd].
-        k: keys [B, nh, N, hd].
-        v: values [B, nh, N, any width].
-        dropout: share of attention weights to drop; the caller passes 0 in evaluation.
-        bias: added to the scores, broadcast to [B, nh, Nq, N]; None for none.
-
-    Returns:
-        [B, nh, Nq, width of v].
-    """
-    if bias is None and not dropout and cpu_attention.suits(q, k, v):
-        return cpu_attention.attend_in_bfloat16(q, k, v)
-    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 def resample_grid(table: Tensor, *, old: tuple[int, int], new: tuple[int, int], num_prefix_tokens: int) -> Tensor:

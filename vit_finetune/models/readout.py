@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vit_finetune.common.errors import RequestError
+from vit_finetune.models.attending import attend
 from vit_finetune.models.backbone import Backbone
 from vit_finetune.models.features import FeatureLayout, Input, read_features, select
-from vit_finetune.models.layers import attend
 
 
 class Readout(nn.Module):

@@ -20,10 +20,11 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
-from vit_finetune.models.attention import merge_heads, softmax_map, split_heads
+from vit_finetune.models.attending import attend, softmax_map
+from vit_finetune.models.attention import merge_heads, split_heads
 from vit_finetune.models.backbone import Backbone, Blocks
 from vit_finetune.models.layer_scale import project
-from vit_finetune.models.layers import ACTIVATIONS, Mlp, PatchEmbed, attend
+from vit_finetune.models.layers import ACTIVATIONS, Mlp, PatchEmbed
 from vit_finetune.models.network_config import NetworkConfig
 from vit_finetune.models.noise import PatchDropout
 from vit_finetune.models.parts import build_norm

@@ -18,7 +18,8 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vit_finetune.models.attention import merge_heads, softmax_map, split_heads
+from vit_finetune.models.attending import attend, softmax_map
+from vit_finetune.models.attention import merge_heads, split_heads
 from vit_finetune.models.backbone import Backbone, BlockBase, Blocks
 from vit_finetune.models.layer_scale import project
 from vit_finetune.models.layers import (
@@ -28,7 +29,6 @@ from vit_finetune.models.layers import (
     PatchEmbed,
     SwiGLU,
     SwiGLUPacked,
-    attend,
     resample_grid,
 )
 from vit_finetune.models.noise import PatchDropout

@@ -154,20 +154,26 @@ class Landmarks:
                 factors.append(_per_feature(x[: len(self.rows)]))
                 gram += _products(x * factors[-1])
             else:
-                factors.append(self._of_whole(item))
-                gram += self._products[item] * factors[-1].square()
+                products = self._whole(item)
+                factors.append(_of_whole(products[: len(self.rows), : len(self.rows)]))
+                gram += products * factors[-1].square()
         return factors, gram / len(space.inputs)
 
-    def _of_whole(self, item: Input) -> Tensor:
-        """Return the factor of an input as a whole, by its variance in the first view."""
+    def _whole(self, item: Input) -> Tensor:
+        """Return the inner products [m, m] of an input as it is, over all views."""
         if item not in self._products:
             self._products[item] = _products(self.table.read(item, self.rows, all_views=True))
-        first = self._products[item][: len(self.rows), : len(self.rows)].double()
-        return (first.trace() / len(first) - first.mean()).clamp_min(1e-12).rsqrt().float().reshape(1)
+        return self._products[item]
 
 
 def _products(x: Tensor) -> Tensor:
     return x @ x.T
+
+
+def _of_whole(products: Tensor) -> Tensor:
+    """Return the factor [1] that gives all features of pictures together a variance of 1, by their inner products."""
+    products = products.double()
+    return (products.trace() / len(products) - products.mean()).clamp_min(1e-12).rsqrt().float().reshape(1)
 
 
 def _per_feature(x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-"""Attention in bfloat16 on a CPU: torch's forward pass, and a backward pass out of batched products.
+"""What happens between queries, keys and values: the only place where tokens look at each other.
 
-The backward kernel that torch has for CPUs leaves the processor's units for products of 16 bits unused: at 50 to 200
-tokens it takes two to four times as long as the same in plain products, a quarter of a training step
-(benchmarks/attention.py). Its forward pass, and both in float32, are the faster ones and stay.
+torch's kernels do it, but for the backward pass in bfloat16 on a CPU: that kernel leaves the processor's units for
+products of 16 bits unused, and at 50 to 200 tokens takes up to four times as long as plain products, a quarter of a
+training step (benchmarks/attention.py). In float32, and forward in both, the kernels are the faster ones.
 
 Legend: B batch, N tokens, nh hd heads and head width.
 """
@@ -19,6 +19,30 @@ from torch.nn import functional
 from vit_finetune.models.recompute import product_dtype
 
 _MAP_NUMBERS = 2**22  # of attention maps at once: more do not stay near the processor
+
+
+def softmax_map(q: Tensor, k: Tensor, *, bias: Tensor | None = None) -> Tensor:
+    """Return the attention weights [B, nh, N, N] of queries and keys [B, nh, N, hd]; `bias` is added to the scores."""
+    scores: Tensor = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return (scores if bias is None else scores + bias).softmax(dim=-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0, bias: Tensor | None = None) -> Tensor:
+    """Return softmax(q k^T / sqrt(hd) + bias) v: the only place where tokens look at each other.
+
+    Args:
+        q: queries [B, nh, Nq, hd].
+        k: keys [B, nh, N, hd].
+        v: values [B, nh, N, any width].
+        dropout: share of attention weights to drop; the caller passes 0 in evaluation.
+        bias: added to the scores, broadcast to [B, nh, Nq, N]; None for none.
+
+    Returns:
+        [B, nh, Nq, width of v].
+    """
+    if bias is None and not dropout and suits(q, k, v):
+        return attend_in_bfloat16(q, k, v)
+    return functional.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 
 
 def suits(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -56,10 +80,9 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
         inputs = ctx.saved_tensors
         q, k, _ = inputs
-        heads_at_once = max(1, _MAP_NUMBERS // (q.shape[2] * k.shape[2]))
-        parts = zip(*(x.flatten(0, 1).split(heads_at_once) for x in (*inputs, grad)), strict=True)
-        grads = zip(*(_gradients(*part) for part in parts), strict=True)
-        return tuple(_joined(each).view_as(x) for each, x in zip(grads, inputs, strict=True))
+        pictures_at_once = max(1, _MAP_NUMBERS // (q.shape[1] * q.shape[2] * k.shape[2]))
+        parts = zip(*(x.split(pictures_at_once) for x in (*inputs, grad)), strict=True)
+        return tuple(map(_joined, zip(*(_gradients(*part) for part in parts), strict=True)))
 
 
 def _joined(parts: tuple[Tensor, ...]) -> Tensor:
@@ -67,10 +90,9 @@ def _joined(parts: tuple[Tensor, ...]) -> Tensor:
 
 
 def _gradients(q: Tensor, k: Tensor, v: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the gradients of queries, keys and values of some heads, [heads, N, hd], by that of what they give."""
+    """Return the gradients of queries, keys and values [b, nh, N, hd] of some pictures, by that of what they give."""
     with torch.enable_grad():
         q, k = q.detach().requires_grad_(), k.detach().requires_grad_()
-        scores = torch.baddbmm(q.new_zeros(1, 1, 1), q, k.mT, beta=0, alpha=q.shape[-1] ** -0.5)
-        weights = scores.softmax(dim=-1)
+        weights = softmax_map(q, k)
     of_q, of_k = torch.autograd.grad(weights, (q, k), grad @ v.mT)
     return of_q, of_k, weights.detach().mT @ grad
