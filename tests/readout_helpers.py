@@ -19,5 +19,5 @@ def table_of(count: int = 60, *, width: int = 12, cells: int = 4, num_classes: i
         signal = centres[labels].reshape(count, *(1 for _ in shape), width)
         return (signal + rng.normal(0, 1.5, (count, *shape, width))).astype(np.float32)
 
-    arrays = {"embedding": noisy(), "cls": noisy(len(LAYERS)), "avg": noisy(len(LAYERS))}
+    arrays = {"embedding": noisy()} | {kind: noisy(len(LAYERS)) for kind in ("cls", "avg", "max", "min")}
     return FeatureTable((arrays | {"grid": noisy(len(LAYERS), cells)},), labels, LAYERS, num_classes)

@@ -38,7 +38,7 @@ def test_grid_average__is_torchs_adaptive_pooling(size: int, cells: int) -> None
 
 
 def test_read_features__are_the_networks_own() -> None:
-    """Embedding is what the head would see, cls and avg are of normed intermediate tokens, grid of bare ones."""
+    """Embedding is what the head would see, cls and avg are of normed intermediate tokens, the others of bare ones."""
     model = tiny()
     features = read_features(model, IMAGES, FeatureLayout((0, 2), 3))
     with torch.no_grad():
@@ -51,6 +51,8 @@ def test_read_features__are_the_networks_own() -> None:
         torch.testing.assert_close(features["cls"][:, place], prefix[:, 0])
         torch.testing.assert_close(features["avg"][:, place], patches.mean(dim=1))
         normed = functional.layer_norm(bare[place].permute(0, 2, 3, 1), (48,), eps=1e-6).permute(0, 3, 1, 2)
+        torch.testing.assert_close(features["max"][:, place], functional.adaptive_max_pool2d(normed, 1).flatten(1))
+        torch.testing.assert_close(features["min"][:, place], -functional.adaptive_max_pool2d(-normed, 1).flatten(1))
         pooled = functional.adaptive_avg_pool2d(normed, 3).flatten(2).transpose(1, 2)
         torch.testing.assert_close(features["grid"][:, place], pooled, atol=1e-5, rtol=1e-5)
     assert {name: tuple(value.shape[1:]) for name, value in features.items()} == FeatureLayout((0, 2), 3).shapes(model)

@@ -18,7 +18,8 @@ def table_of(labels: np.ndarray, truth: np.ndarray, *, num_classes: int) -> Feat
     def around() -> np.ndarray:
         return (centres[truth] + rng.normal(0, 0.3, (len(truth), 12))).astype(np.float32)
 
-    view = {"embedding": around(), "cls": around()[:, None], "avg": around()[:, None], "grid": around()[:, None, None]}
+    pooled = {kind: around()[:, None] for kind in ("cls", "avg", "max", "min")}
+    view = {"embedding": around(), **pooled, "grid": around()[:, None, None]}
     return FeatureTable((view,), labels, (0,), num_classes)
 
 

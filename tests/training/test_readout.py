@@ -13,8 +13,9 @@ from vit_finetune.common.errors import RequestError
 from vit_finetune.models import LinearReadout
 from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.folds import folds_of
-from vit_finetune.training.readout import READOUTS, best_of, logits_of, search_readout
+from vit_finetune.training.readout import READOUTS, logits_of, search_readout
 from vit_finetune.training.sgd_readout import GRID_LRS, Recipe, attentive_probes, grid_of_heads, train_probes
+from vit_finetune.training.trials import best_of
 
 RECIPE = Recipe(num_steps=12, batch_size=16, seed=0)
 TABLE = table_of()
@@ -107,11 +108,21 @@ def test_attentive_probes__queries_that_divide_the_width() -> None:
     assert {probe.num_queries for probe in attentive_probes(table_of(width=64), num_heads=4)} == {4, 32}
 
 
-def test_best_of__accuracy_to_one_standard_error_then_loss() -> None:
-    """0.93 of 1,000 has an error of 0.0081: 0.925 with less loss wins, 0.92 with still less does not."""
-    first = search_readout("logistic", TABLE, FOLDS, recipe=RECIPE, num_heads=2)[0]
-    tries = [
-        replace(first, accuracy=accuracy, loss=loss, count=1000)
-        for accuracy, loss in ((0.93, 0.3), (0.925, 0.2), (0.92, 0.1))
-    ]
-    assert best_of(tries) is tries[1]
+def test_search_readout__one_odd_patch_anywhere() -> None:
+    """A patch that stands out, each time elsewhere among 64, is lost in means but not in extremes."""
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(0, 1, (120, 64, 12)).astype(np.float32)
+    labels = np.arange(120) % 2
+    odd = np.flatnonzero(labels)
+    tokens[odd, rng.integers(0, 64, len(odd)), 5] += 6
+    means = {"cls": tokens.mean(axis=1), "avg": tokens.mean(axis=1)}
+    extremes = {"max": tokens.max(axis=1), "min": tokens.min(axis=1)}
+    view = {name: array[:, None] for name, array in (means | extremes | {"grid": tokens}).items()}
+    table = FeatureTable((view,), labels, (0,), 2)
+    folds = folds_of(labels, num_folds=3, how="stratified", seed=0)
+    found = {
+        name: best_of(search_readout(name, table, folds, recipe=RECIPE, num_heads=2)).accuracy
+        for name in ("multilayer", "spatial")
+    }
+    assert found["multilayer"] > 0.9
+    assert found["spatial"] < 0.75

@@ -17,10 +17,11 @@ class ReadoutConfig(Section):
     """What reads the classes off frozen features, and how it is chosen; used by `tuning.mode: readout`."""
 
     name: Literal["auto"] | ReadoutName = "auto"
-    """auto: the best of `candidates` by cross-validation on train. knn: nearest neighbours by cosine. logistic: on what
-    the network's head would see. multilayer: logistic on class and mean patch tokens of several blocks. spatial:
-    logistic on principal components of their patch tokens. sgd_grid: DINOv2's 52 linear heads. attentive: learned
-    queries that pool patch tokens. The last two take steps: train.epochs (or steps) and train.global_batch_size."""
+    """auto: the best of `candidates`, or of means of linear ones among them, by cross-validation on train. knn: nearest
+    neighbours by cosine. logistic: on what the network's head would see. multilayer: logistic on class, mean and
+    extreme patch tokens of several blocks. spatial: logistic on principal components of their patch tokens. sgd_grid:
+    DINOv2's 52 linear heads. attentive: learned queries that pool patch tokens. The last two take steps: train.epochs
+    (or steps) and train.global_batch_size."""
     candidates: Annotated[tuple[ReadoutName, ...], Field(min_length=1)] = ("knn", "logistic", "multilayer", "spatial")
     """What auto chooses from; the two that are not in the default take a minute or more on a CPU."""
     layers: Annotated[tuple[int, ...], Field(min_length=1)] | Literal["auto"] = "auto"

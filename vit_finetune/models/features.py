@@ -1,10 +1,11 @@
 """Frozen features: what readouts see of a picture, off one pass through a backbone.
 
 A readout sees named features of a picture: `embedding`, what the network's own head would see; and of chosen blocks the
-class token (`cls`), the mean patch token (`avg`) and the patch tokens averaged over a coarse grid (`grid`). The first
-two go through the final norm, as in DINOv2's linear evaluation, where it stands before pooling. The tokens of the grid
-are each normalised without weights: those of the final norm are made for the last block, and for earlier ones they
-were measured to cost a point.
+class token (`cls`), the mean patch token (`avg`), the extremes of each feature over all patches (`max`, `min`) and the
+patch tokens averaged over a coarse grid (`grid`). The first two go through the final norm, as in DINOv2's linear
+evaluation, where it stands before pooling. The tokens of the others are each normalised without weights: those of the
+final norm are made for the last block, and for earlier ones they were measured to cost a point. What is small and
+stands anywhere, as a flaw in a fabric, is lost in a mean over hundreds of patches, not in an extreme.
 
 Source: DINOv2's linear evaluation (arXiv 2304.07193).
 Legend: B batch, D width, L chosen blocks, G grid cells.
@@ -63,7 +64,8 @@ class FeatureLayout:
         shapes: dict[str, tuple[int, ...]] = {"embedding": (width,)}
         if backbone.num_prefix_tokens:
             shapes["cls"] = (count, width)
-        return shapes | {"avg": (count, width), "grid": (count, rows * columns, width)}
+        pooled = dict.fromkeys(("avg", "max", "min"), (count, width))
+        return shapes | pooled | {"grid": (count, rows * columns, width)}
 
 
 def grid_average(size: int, cells: int) -> Tensor:
@@ -84,8 +86,8 @@ def read_features(backbone: Backbone, x: Tensor, layout: FeatureLayout) -> dict[
         layout: which features.
 
     Returns:
-        embedding [B, D], cls [B, L, D] (not for a network without class token), avg [B, L, D] and grid [B, L, G, D],
-        cells row by row.
+        embedding [B, D], cls [B, L, D] (not for a network without class token), avg, max and min [B, L, D] and grid
+        [B, L, G, D], cells row by row.
     """
     last = len(backbone.blocks) - 1
     wanted = sorted({*layout.layers, last})
@@ -102,7 +104,8 @@ def read_features(backbone: Backbone, x: Tensor, layout: FeatureLayout) -> dict[
     normed = backbone.norm(kept)
     prefix, patches = normed[:, :, : backbone.num_prefix_tokens], normed[:, :, backbone.num_prefix_tokens :]
     features = {"embedding": embedding, **({"cls": prefix[:, :, 0]} if prefix.shape[2] else {})}
-    return features | {"avg": patches.mean(dim=2), "grid": _on_grid(bare, backbone, layout)}
+    extremes = {"max": bare.amax(dim=2), "min": bare.amin(dim=2)}
+    return features | {"avg": patches.mean(dim=2), **extremes, "grid": _on_grid(bare, backbone, layout)}
 
 
 def _on_grid(patches: Tensor, backbone: Backbone, layout: FeatureLayout) -> Tensor:

@@ -27,7 +27,7 @@ from vit_finetune.evaluation import (
 from vit_finetune.models import Backbone, Readout
 from vit_finetune.training.energy import EnergyMeter
 from vit_finetune.training.features import FeatureTable
-from vit_finetune.training.readout import Trial
+from vit_finetune.training.trials import Trial
 from vit_finetune.weights import from_pretrained
 
 METRICS_FILE = "metrics.json"  # written last: it says that the run is done

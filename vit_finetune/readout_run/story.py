@@ -46,7 +46,8 @@ from vit_finetune.report import report_at_end
 from vit_finetune.training import RunConsole, check_run_folder, end_run, on_main, set_threads, start_accelerator
 from vit_finetune.training.energy import EnergyMeter
 from vit_finetune.training.features import FeatureTable
-from vit_finetune.training.readout import Trial, best_of, search_readout
+from vit_finetune.training.readout import search_readout
+from vit_finetune.training.trials import Trial, best_mean, best_of
 from vit_finetune.weights import from_pretrained
 
 if TYPE_CHECKING:
@@ -199,11 +200,15 @@ def _open(run_dir: Path, config: Config, splits: Splits, facts: dict[str, Any]) 
 
 
 def _search(table: FeatureTable, plan: ReadoutPlan, console: RunConsole) -> list[Trial]:
-    """Score every candidate on held-out folds of train."""
-    trials = []
+    """Score every candidate on held-out folds of train, and the mean of the linear ones that see different things."""
+    trials: list[Trial] = []
     for name in plan.names:
         found = search_readout(name, table, plan.folds, recipe=plan.recipe, num_heads=plan.num_heads)
         best, seconds = best_of(found), sum(trial.seconds for trial in found)
         console.say(f"readout  {name}: {best.accuracy:.4f} held out ({in_words(best.settings)}), {seconds:.1f} s")
         trials += found
-    return trials
+    mean = best_mean(trials)
+    if mean is None:
+        return trials
+    console.say(f"readout  mean: {mean.accuracy:.4f} held out ({in_words(mean.settings)})")
+    return [*trials, mean]

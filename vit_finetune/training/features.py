@@ -24,7 +24,7 @@ from vit_finetune.training.shared_entries import fill_entry
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-_FORMAT = 1  # raised when the same facts would give other numbers than before
+_FORMAT = 2  # raised when the same facts would give other numbers than before
 _HEAD = ("head.", "head_dist.")
 
 

@@ -24,7 +24,8 @@ from vit_finetune.training.features import FeatureTable
 from vit_finetune.training.folds import folds_of
 from vit_finetune.training.knn_readout import fit_knn
 from vit_finetune.training.linear_readout import MAX_LANDMARKS, Landmarks
-from vit_finetune.training.readout import best_of, logits_of, search_linear, spaces_of
+from vit_finetune.training.readout import logits_of, search_linear, spaces_of
+from vit_finetune.training.trials import best_per_space, mean_of
 
 NUM_FOLDS = 5
 NUM_DEALS = 2  # ways to deal pictures into folds whose opinions are averaged: a second one finds 1 to 3 % more
@@ -122,12 +123,8 @@ def _linear_in_block(table: FeatureTable, seed: int) -> NDArray[np.float64]:
     folds = folds_of(table.labels, num_folds=NUM_FOLDS, how="stratified", seed=seed)
     opinions, marks = [], Landmarks(table)
     for name in LINEAR:
-        best = []
-        for space in spaces_of(name, table):
-            tries = list(search_linear(name, marks, folds, space))
-            chosen = best_of([trial for trial, _ in tries])
-            best.append(next(held for trial, held in tries if trial is chosen))
-        logits = [torch.stack(parts).mean(dim=0) for parts in zip(*(held.logits for held in best), strict=True)]
+        tries = [trial for space in spaces_of(name, table) for trial in search_linear(name, marks, folds, space)]
+        logits = mean_of(best_per_space(tries)).held.logits
         by_fold = dict(zip(np.unique(folds).tolist(), logits, strict=True))
         opinions.append(_spread(folds, by_fold.__getitem__, table.num_classes))
     return np.asarray(np.mean(opinions, axis=0), dtype=np.float64)
