@@ -25,7 +25,7 @@ from vit_finetune.training.folds import folds_of
 from vit_finetune.training.knn_readout import fit_knn
 from vit_finetune.training.linear_readout import MAX_LANDMARKS, Landmarks
 from vit_finetune.training.readout import logits_of, search_linear, spaces_of
-from vit_finetune.training.trials import best_per_space, mean_of
+from vit_finetune.training.trials import best_per_space, mean_held
 
 NUM_FOLDS = 5
 NUM_DEALS = 2  # ways to deal pictures into folds whose opinions are averaged: a second one finds 1 to 3 % more
@@ -124,7 +124,7 @@ def _linear_in_block(table: FeatureTable, seed: int) -> NDArray[np.float64]:
     opinions, marks = [], Landmarks(table)
     for name in LINEAR:
         tries = [trial for space in spaces_of(name, table) for trial in search_linear(name, marks, folds, space)]
-        logits = mean_of(best_per_space(tries)).held.logits
+        logits = mean_held(best_per_space(tries)).logits
         by_fold = dict(zip(np.unique(folds).tolist(), logits, strict=True))
         opinions.append(_spread(folds, by_fold.__getitem__, table.num_classes))
     return np.asarray(np.mean(opinions, axis=0), dtype=np.float64)

@@ -51,21 +51,23 @@ class Trial:
     Attributes:
         readout: its name.
         settings: what was tried, for people.
-        held: what it says about held-out pictures, fold by fold in ascending order.
         accuracy: share of right guesses over all held-out pictures.
         loss: their mean cross-entropy.
+        count: held-out pictures.
         fit: fits it on all training pictures.
-        space: the features of a linear readout.
+        space: the features of a linear readout, which a mean may take in; None of others.
+        held: what such a one says about held-out pictures, fold by fold in ascending order; of others it is not kept.
         seconds: that the tries of this group took, shared out among them.
     """
 
     readout: str
     settings: Mapping[str, Any]
-    held: Held
     accuracy: float
     loss: float
+    count: int
     fit: Callable[[], Readout]
     space: Space | None = None
+    held: Held = field(default_factory=Held)
     seconds: float = 0.0
 
     @classmethod
@@ -78,12 +80,8 @@ class Trial:
         space: Space | None = None,
     ) -> Trial:
         """Return a try with its figures."""
-        return cls(readout, settings, held, *held.figures(), fit, space)
-
-    @property
-    def count(self) -> int:
-        """Held-out pictures."""
-        return sum(map(len, self.held.labels))
+        count, kept = sum(map(len, held.labels)), Held() if space is None else held
+        return cls(readout, settings, *held.figures(), count, fit, space, kept)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return what was tried and how it did, as JSON values; the seconds are a clock's and not among them."""
@@ -104,12 +102,16 @@ def best_per_space(trials: Sequence[Trial]) -> list[Trial]:
     return [best_of([trial for trial in trials if trial.space == space]) for space in spaces]
 
 
+def mean_held(trials: Sequence[Trial]) -> Held:
+    """Return the mean of what linear readouts say about held-out pictures."""
+    folds = zip(*(trial.held.logits for trial in trials), strict=True)
+    return Held([torch.stack(parts).mean(dim=0) for parts in folds], trials[0].held.labels)
+
+
 def mean_of(trials: Sequence[Trial]) -> Trial:
     """Return the try whose logits are the mean of those of linear readouts, which is one linear layer again."""
-    folds = zip(*(trial.held.logits for trial in trials), strict=True)
-    held = Held([torch.stack(parts).mean(dim=0) for parts in folds], trials[0].held.labels)
     settings = {"mean_of": [dict(trial.settings) for trial in trials]}
-    return Trial.of("mean", settings, held, partial(_fit_mean, [trial.fit for trial in trials]))
+    return Trial.of("mean", settings, mean_held(trials), partial(_fit_mean, [trial.fit for trial in trials]))
 
 
 def best_mean(trials: Sequence[Trial]) -> Trial | None:
